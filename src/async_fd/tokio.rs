@@ -1,0 +1,79 @@
+//! `AsyncRead` and `AsyncWrite` of tokio.
+
+use super::AsyncFd;
+use super::owned::is_owned_fd;
+use crate::source::word::Direction;
+use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::io::{IoSlice, Read, Result, Write};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// One task may read at a time, see [`AsyncFd::poll_read_ready`].
+impl<T: AsFd> AsyncRead for AsyncFd<T>
+where
+    for<'a> &'a T: Read,
+{
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
+        self.poll_io(Direction::Read, cx, |io| read(io, buffer))
+    }
+}
+
+fn read<T: AsFd>(mut io: &T, buffer: &mut ReadBuf<'_>) -> Result<()>
+where
+    for<'a> &'a T: Read,
+{
+    if is_owned_fd::<T>() {
+        // What reading these types is, and the kernel only writes to the memory.
+        // SAFETY: nothing is made uninitialized: `read` gives out what it has initialized, and
+        // leaves the rest alone.
+        let room = unsafe { buffer.unfilled_mut() };
+        let n = rustix::io::read(io, room)?.0.len();
+        // SAFETY: `read` has initialized that many bytes from the start.
+        unsafe { buffer.assume_init(n) };
+        buffer.advance(n);
+    } else {
+        let n = io.read(buffer.initialize_unfilled())?;
+        buffer.advance(n);
+    }
+    Ok(())
+}
+
+/// One task may write at a time, see [`AsyncFd::poll_write_ready`]. Shutting down flushes, and sends
+/// FIN on a connected socket; elsewhere that is all it does. The descriptor stays open in any case.
+impl<T: AsFd> AsyncWrite for AsyncFd<T>
+where
+    for<'a> &'a T: Write,
+{
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<Result<usize>> {
+        self.poll_io(Direction::Write, cx, |mut io| io.write(buffer))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
+        self.poll_io(Direction::Write, cx, |mut io| io.write_vectored(buffers))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.poll_flush_io(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.poll_finish(cx)
+    }
+}

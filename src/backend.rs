@@ -1,0 +1,228 @@
+//! The seam to the kernel: the few things that a driver asks of it.
+//!
+//! Three stand behind it: `uring`, `epoll`, and a fake for the model checker. A backend knows
+//! neither registrations nor wakers. It takes requests that carry a [`Token`] and answers with
+//! [`Completion`]s that carry it back, in the terms of io_uring: a poll, once armed, reports any
+//! number of times and then ends, exactly once, with a completion that is not followed by `more`.
+
+#[cfg(loom)]
+pub(crate) mod fake;
+#[cfg(loom)]
+pub(crate) use fake::{Bell, choice, process};
+
+#[cfg(not(loom))]
+pub(crate) mod bell;
+#[cfg(not(loom))]
+pub(crate) mod choice;
+#[cfg(not(loom))]
+pub(crate) mod epoll;
+#[cfg(not(loom))]
+pub(crate) mod process;
+#[cfg(not(loom))]
+pub(crate) mod uring;
+
+#[cfg(not(loom))]
+pub(crate) use bell::Bell;
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// The bits of `poll(2)`, which are those of `epoll(7)` and of `IORING_OP_POLL_ADD`.
+pub(crate) mod events {
+    pub(crate) const IN: u16 = libc::POLLIN as u16;
+    pub(crate) const PRI: u16 = libc::POLLPRI as u16;
+    pub(crate) const OUT: u16 = libc::POLLOUT as u16;
+    pub(crate) const ERR: u16 = libc::POLLERR as u16;
+    pub(crate) const HUP: u16 = libc::POLLHUP as u16;
+    pub(crate) const RDHUP: u16 = libc::POLLRDHUP as u16;
+}
+
+/// What a request is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Tag {
+    /// The poll that both streams share.
+    Main = 1,
+    /// The poll for urgent data alone.
+    Urgent = 2,
+    /// The removal of a poll. Only its failure is reported.
+    Cancel = 3,
+    /// The closing of a descriptor.
+    Close = 4,
+    /// The backend's own business.
+    Internal = 5,
+}
+
+/// Names a request: 32 bits of slot, 24 of generation, 8 of tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Token(pub(crate) u64);
+
+impl Token {
+    pub(crate) const MAX_GENERATION: u32 = (1 << 24) - 1;
+
+    pub(crate) const fn new(tag: Tag, slot: u32, generation: u32) -> Token {
+        Token(slot as u64 | (generation as u64 & 0xff_ffff) << 32 | (tag as u64) << 56)
+    }
+
+    pub(crate) const fn slot(self) -> u32 {
+        self.0 as u32
+    }
+
+    pub(crate) const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32 & Token::MAX_GENERATION
+    }
+
+    pub(crate) const fn tag(self) -> Option<Tag> {
+        match self.0 >> 56 {
+            1 => Some(Tag::Main),
+            2 => Some(Tag::Urgent),
+            3 => Some(Tag::Cancel),
+            4 => Some(Tag::Close),
+            5 => Some(Tag::Internal),
+            _ => None,
+        }
+    }
+
+    /// The same request under another tag.
+    pub(crate) const fn tagged(self, tag: Tag) -> Token {
+        Token::new(tag, self.slot(), self.generation())
+    }
+}
+
+/// What the kernel says of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Completion {
+    pub(crate) token: Token,
+    /// Poll bits, or a negated error number.
+    pub(crate) result: i32,
+    /// The poll lives on.
+    pub(crate) more: bool,
+}
+
+impl Completion {
+    /// The last completion of a request that ended with that error.
+    pub(crate) fn end(token: Token, errno: i32) -> Completion {
+        Completion {
+            token,
+            result: -errno,
+            more: false,
+        }
+    }
+}
+
+/// Where a poll is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tier {
+    /// Where the backend keeps polls.
+    Near,
+    /// Where it keeps those that the near tier refuses.
+    Far,
+}
+
+/// A kernel that can be asked to watch descriptors.
+///
+/// Requests may be kept back until the next [`wait`](Kernel::wait). They cannot fail: what goes
+/// wrong comes as a completion.
+pub(crate) trait Kernel: Send {
+    /// Whether urgent data needs a poll of its own: see `events::PRI` in the uring backend.
+    fn separate_urgent(&self) -> bool;
+
+    /// Arms a poll that reports edges. What is ready now is reported too.
+    fn arm(&mut self, token: Token, fd: RawFd, events: u16, tier: Tier);
+
+    /// Ends the poll of that token, then closes a descriptor under the token that comes with it.
+    fn cancel(&mut self, token: Token, fd: RawFd, then_close: Option<(Token, OwnedFd)>);
+
+    /// Closes a descriptor.
+    fn close(&mut self, token: Token, fd: OwnedFd);
+
+    /// Hands over all requests and waits until there is a completion, but not longer than that.
+    /// Adds to `batch` what has completed. An error does not mean that nothing was added.
+    fn wait(&mut self, timeout: Option<Duration>, batch: &mut Vec<Completion>) -> io::Result<()>;
+
+    /// Acts on a completion of the backend's own ([`Tag::Internal`]), which may bring more.
+    fn own(&mut self, completion: Completion, batch: &mut Vec<Completion>);
+
+    /// Whether that file can be polled at all.
+    fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool;
+
+    /// What this thread must do before anything else.
+    fn standing(&self) -> Standing;
+
+    /// Starts, on this thread: before the first wait.
+    fn start(&mut self) -> io::Result<()>;
+
+    /// Takes what an instance that can serve no more has still to say.
+    fn salvage(&mut self, batch: &mut Vec<Completion>);
+
+    /// Starts over on this thread and in this process. Every poll is gone, without a completion.
+    fn rebuild(&mut self) -> io::Result<()>;
+
+    /// The descriptor that another event loop can wait for.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+
+    /// Makes [`descriptor`](Kernel::descriptor) readable until the next turn.
+    fn raise(&self);
+
+    /// Hands over all requests, and makes `descriptor` unreadable, unless there is something to
+    /// say: then the result is false.
+    fn settle(&mut self) -> io::Result<bool>;
+
+    /// Expects many waits on this thread until [`unpin`](Kernel::unpin).
+    fn pin(&mut self) {}
+
+    /// The reactor may move to another thread.
+    fn unpin(&mut self) {}
+
+    /// Whether an instance that was replaced may still hold files of polls that are gone.
+    fn is_haunted(&self) -> bool {
+        false
+    }
+
+    /// The end. Returns when no file is held any more, or after a bound. `clean` says that every
+    /// poll has ended.
+    fn shut_down(self: Box<Self>, clean: bool);
+}
+
+/// How a backend relates to the thread and process that is about to use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Ready.
+    Ready,
+    /// Made, but not started.
+    New,
+    /// It was started by another thread, or is beyond repair. [`Kernel::salvage`], then
+    /// [`Kernel::rebuild`].
+    Lost,
+    /// It is another process's. Only [`Kernel::rebuild`].
+    Inherited,
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_round_trips() {
+        for tag in [
+            Tag::Main,
+            Tag::Urgent,
+            Tag::Cancel,
+            Tag::Close,
+            Tag::Internal,
+        ] {
+            for slot in [0, 1, u32::MAX] {
+                for generation in [0, 1, Token::MAX_GENERATION] {
+                    let token = Token::new(tag, slot, generation);
+                    assert_eq!(token.tag(), Some(tag));
+                    assert_eq!(token.slot(), slot);
+                    assert_eq!(token.generation(), generation);
+                    assert_eq!(token.tagged(Tag::Main).tagged(tag), token);
+                }
+            }
+        }
+        assert_eq!(Token(0).tag(), None);
+        assert_eq!(Token(u64::MAX).tag(), None);
+    }
+}

@@ -1,0 +1,264 @@
+//! The epoll backend: for kernels and containers that refuse io_uring, and for the files that a
+//! ring refuses.
+//!
+//! It speaks the seam's language: a poll is an `EPOLLET` entry, its end is a completion made here.
+//! `epoll_ctl` takes effect at once, so nothing is kept back.
+//!
+//! # Whose entry is it?
+//!
+//! epoll knows an entry by descriptor number *and* file, and forgets it when the last descriptor of
+//! the file is closed. So the number of a poll may come to name another file, with an entry of its
+//! own, before the poll is cancelled: `owners` remembers which poll added the living entry of a
+//! number, and only that one removes it. A second poll on the same descriptor, which epoll answers
+//! with `EEXIST`, is entered through a duplicate.
+
+use crate::backend::bell;
+use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events, process};
+use crate::shared::Shared;
+use crate::sync::Arc;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// Events taken with one call.
+const BATCH: usize = 1024;
+
+const DOORBELL: Token = Token::new(Tag::Internal, 0, 0);
+
+/// The entries of one epoll instance.
+pub(crate) struct Entries {
+    epoll: OwnedFd,
+    /// By descriptor number: the poll that added the entry, or zero.
+    owners: Vec<u64>,
+    duplicates: HashMap<Token, OwnedFd>,
+}
+
+impl Entries {
+    pub(crate) fn new() -> io::Result<Entries> {
+        Ok(Entries {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            owners: Vec::new(),
+            duplicates: HashMap::new(),
+        })
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// Adds an entry.
+    pub(crate) fn add(&mut self, token: Token, fd: RawFd, events: u16) -> Result<(), Errno> {
+        // SAFETY: the descriptor is the user's, who promised to keep it open until it is
+        // deregistered. If it is not, its number names another file or none, as numbers do for
+        // `epoll_ctl`; memory is not at stake, and `owners` keeps strangers apart.
+        let source = unsafe { BorrowedFd::borrow_raw(fd) };
+        match self.enter(token, source, events) {
+            Err(Errno::EXIST) => {
+                let duplicate = rustix::io::fcntl_dupfd_cloexec(source, 0)?;
+                self.enter(token, duplicate.as_fd(), events)?;
+                self.duplicates.insert(token, duplicate);
+            }
+            result => {
+                result?;
+                let index = fd as usize;
+                if self.owners.len() <= index {
+                    self.owners.resize(index + 1, 0);
+                }
+                self.owners[index] = token.0;
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&self, token: Token, fd: BorrowedFd<'_>, events: u16) -> Result<(), Errno> {
+        let flags = EventFlags::from_bits_retain(u32::from(events)) | EventFlags::ET;
+        epoll::add(&self.epoll, fd, EventData::new_u64(token.0), flags)
+    }
+
+    /// Removes the entry of that poll. False if it never had one, or has lost it.
+    pub(crate) fn remove(&mut self, token: Token, fd: RawFd) -> bool {
+        if let Some(duplicate) = self.duplicates.remove(&token) {
+            // Closing a duplicate removes nothing: its file has other descriptors.
+            let _ = epoll::delete(&self.epoll, duplicate);
+            true
+        } else if let Some(owner) = self.owners.get_mut(fd as usize)
+            && *owner == token.0
+        {
+            *owner = 0;
+            // SAFETY: as in `add`. If the user closed the descriptor the entry went with it, and
+            // this call removes nothing: whoever entered the number anew would own it.
+            let source = unsafe { BorrowedFd::borrow_raw(fd) };
+            let _ = epoll::delete(&self.epoll, source);
+            true
+        } else {
+            false
+        }
+    }
+
+    /// Adds what is ready to `batch`. Returns how many events there were.
+    pub(crate) fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        batch: &mut Vec<Completion>,
+    ) -> Result<usize, Errno> {
+        let timeout = timeout.map(|timeout| {
+            // More than the kernel's `i64` of seconds is for ever.
+            rustix::time::Timespec::try_from(timeout).unwrap_or(rustix::time::Timespec {
+                tv_sec: i64::from(i32::MAX),
+                tv_nsec: 0,
+            })
+        });
+        let mut buffer = [MaybeUninit::uninit(); BATCH];
+        let (events, _) = epoll::wait(&self.epoll, &mut buffer, timeout.as_ref())?;
+        batch.extend(events.iter().map(|event| Completion {
+            token: Token(event.data.u64()),
+            result: { event.flags }.bits() as i32,
+            more: true,
+        }));
+        Ok(events.len())
+    }
+
+    /// Whether epoll would take that file, which is what `file_can_poll` in the kernel says of it.
+    pub(crate) fn accepts(&self, fd: BorrowedFd<'_>) -> bool {
+        match epoll::add(
+            &self.epoll,
+            fd,
+            EventData::new_u64(DOORBELL.0),
+            EventFlags::empty(),
+        ) {
+            Ok(()) => {
+                let _ = epoll::delete(&self.epoll, fd);
+                true
+            }
+            Err(error) => error != Errno::PERM,
+        }
+    }
+}
+
+pub(crate) struct Epoll {
+    entries: Entries,
+    /// Completions that `epoll_wait` does not know of: refusals and ends.
+    made: Vec<Completion>,
+    process: u32,
+    shared: Arc<Shared>,
+}
+
+impl Epoll {
+    pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Epoll> {
+        let mut epoll = Epoll {
+            entries: Entries::new()?,
+            made: Vec::new(),
+            process: process::generation(),
+            shared,
+        };
+        epoll.watch_bell()?;
+        Ok(epoll)
+    }
+
+    fn watch_bell(&mut self) -> io::Result<()> {
+        let bell = self.shared.bell.fd();
+        Ok(self.entries.enter(DOORBELL, bell, events::IN)?)
+    }
+
+    fn finish(&mut self, token: Token, error: Errno) {
+        self.made.push(Completion::end(token, error.raw_os_error()));
+    }
+}
+
+impl Kernel for Epoll {
+    /// epoll asks the file itself before it reports, so a shared entry will do.
+    fn separate_urgent(&self) -> bool {
+        false
+    }
+
+    fn arm(&mut self, token: Token, fd: RawFd, events: u16, _: Tier) {
+        self.shared.counters.entries.add(1);
+        if let Err(error) = self.entries.add(token, fd, events) {
+            self.finish(token, error);
+        }
+    }
+
+    fn cancel(&mut self, token: Token, fd: RawFd, then_close: Option<(Token, OwnedFd)>) {
+        self.shared.counters.entries.add(1);
+        self.entries.remove(token, fd);
+        self.finish(token, Errno::CANCELED);
+        if let Some((token, fd)) = then_close {
+            self.close(token, fd);
+        }
+    }
+
+    fn close(&mut self, token: Token, fd: OwnedFd) {
+        drop(fd);
+        self.made.push(Completion::end(token, 0));
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, batch: &mut Vec<Completion>) -> io::Result<()> {
+        let timeout = if self.made.is_empty() {
+            timeout
+        } else {
+            Some(Duration::ZERO)
+        };
+        batch.append(&mut self.made);
+        self.shared.counters.enters.add(1);
+        let result = self.entries.wait(timeout, batch);
+        match result {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn own(&mut self, _: Completion, _: &mut Vec<Completion>) {
+        // The bell has done its work by ending the wait.
+    }
+
+    fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool {
+        self.entries.accepts(fd)
+    }
+
+    fn standing(&self) -> Standing {
+        if self.process == process::generation() {
+            Standing::Ready
+        } else {
+            Standing::Inherited
+        }
+    }
+
+    fn start(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn salvage(&mut self, batch: &mut Vec<Completion>) {
+        batch.append(&mut self.made);
+    }
+
+    fn rebuild(&mut self) -> io::Result<()> {
+        // The instance is the parent's as well: what is done to it here happens there. Others may
+        // know its number, so the new one takes it over.
+        self.shared.bell.replace()?;
+        let fresh = Entries::new()?;
+        bell::replace(self.entries.fd(), fresh.epoll)?;
+        self.entries.owners.clear();
+        self.entries.duplicates.clear();
+        self.made.clear();
+        self.process = process::generation();
+        self.watch_bell()
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.entries.fd()
+    }
+
+    fn raise(&self) {
+        self.shared.bell.ring();
+    }
+
+    fn settle(&mut self) -> io::Result<bool> {
+        Ok(self.made.is_empty())
+    }
+
+    fn shut_down(self: Box<Self>, _: bool) {}
+}

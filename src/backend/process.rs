@@ -1,0 +1,93 @@
+//! Which process and which thread this is, without a system call.
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use std::cell::Cell;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// One more than in the process from which this one was forked.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// A page that a fork leaves zeroed in the child.
+struct Canary(*const AtomicU32);
+
+// SAFETY: the page is never unmapped, and holds an atomic.
+unsafe impl Send for Canary {}
+// SAFETY: as above.
+unsafe impl Sync for Canary {}
+
+static CANARY: OnceLock<Option<Canary>> = OnceLock::new();
+
+fn canary() -> Option<&'static AtomicU32> {
+    CANARY
+        .get_or_init(|| {
+            let length = rustix::param::page_size();
+            let flags = MapFlags::PRIVATE;
+            // SAFETY: a fresh anonymous mapping at an address of the kernel's choice, of which
+            // nothing else knows; it is never unmapped.
+            let page = unsafe {
+                let protection = ProtFlags::READ | ProtFlags::WRITE;
+                let page = rustix::mm::mmap_anonymous(ptr::null_mut(), length, protection, flags);
+                let page = page.ok()?;
+                rustix::mm::madvise(page, length, Advice::LinuxWipeOnFork).ok()?;
+                page.cast::<AtomicU32>()
+            };
+            // SAFETY: mapped above, page-aligned, zeroed, and valid as an atomic.
+            unsafe { &*page }.store(1, Ordering::Relaxed);
+            Some(Canary(page))
+        })
+        .as_ref()
+        // SAFETY: see above; the mapping lives as long as the process.
+        .map(|canary| unsafe { &*canary.0 })
+}
+
+/// A number that is another one after a fork, in the child.
+///
+/// `MADV_WIPEONFORK` (Linux 4.14, `madvise(2)`) tells a child by a load, however it was forked.
+pub(crate) fn generation() -> u32 {
+    if let Some(canary) = canary()
+        && canary.load(Ordering::Relaxed) == 0
+    {
+        // The number first: a thread that sees the canary alive sees the new one. Two threads that
+        // both come here make it two more, which says the same.
+        GENERATION.fetch_add(1, Ordering::Relaxed);
+        canary.store(1, Ordering::Release);
+    }
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// A number that no two threads of this process share, nor two at different times.
+pub(crate) fn thread() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local! {
+        static THREAD: Cell<u64> = const { Cell::new(0) };
+    }
+    // A thread that is ending may have lost its storage: then it gets a number for one use.
+    THREAD
+        .try_with(|thread| {
+            if thread.get() == 0 {
+                thread.set(NEXT.fetch_add(1, Ordering::Relaxed));
+            }
+            thread.get()
+        })
+        .unwrap_or_else(|_| NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_differ_and_a_thread_stays_itself() {
+        let here = thread();
+        assert_eq!(here, thread());
+        let there = std::thread::spawn(thread).join().unwrap();
+        assert_ne!(here, there);
+    }
+
+    #[test]
+    fn the_process_stays_itself() {
+        assert_eq!(generation(), generation());
+    }
+}

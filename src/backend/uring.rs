@@ -1,0 +1,480 @@
+//! The io_uring backend: multishot polls on one ring, submitted in batches.
+//!
+//! What it takes care of, so that the driver need not know:
+//!
+//! - **Batches.** Requests are queued and go out with the `io_uring_enter` that also waits. A full
+//!   submission queue is flushed without waiting; what the kernel does not take even then waits in
+//!   `backlog`, in order.
+//! - **Closing.** An armed poll holds its file, so a cancel is hard-linked to the `CLOSE` that
+//!   follows: the peer sees the end in the same call. `closes` remembers the descriptors of `CLOSE`
+//!   entries that have not been submitted, which would leak with the ring.
+//! - **The bell** is one more multishot poll. An overflow can end it; then it is armed again.
+//! - **The far tier**, an epoll instance for files that a ring refuses (more than two wait queues:
+//!   `EINVAL`). The ring watches the instance.
+//! - **Other loops.** Under `DEFER_TASKRUN` a ring's descriptor does not become readable when work
+//!   comes in, only a registered eventfd does: `notifier` is what others may wait for.
+//! - **The end of a ring** is not the end of its polls: the kernel takes them down tens of
+//!   milliseconds later, and only then are their files let go. `sentinel` is the write end of a pipe
+//!   whose read end nobody but the ring holds, as a registered file; those go last. Its `POLLERR`
+//!   says that the ring is gone. Until then the sentinels of replaced rings are in `graves`, and
+//!   watched by the ring that came after.
+
+pub(crate) mod ring;
+
+use crate::backend::bell::{new_eventfd, replace, signal};
+use crate::backend::epoll::Entries;
+use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events, process};
+use crate::shared::Shared;
+use crate::sync::Arc;
+use io_uring::squeue::{self, Flags};
+use io_uring::{opcode, types};
+use ring::Ring;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::time::Timespec;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+/// One turn takes no more completions than that before it dispatches them, give or take the last
+/// harvest.
+const BATCH: usize = 4096;
+/// How long the end of a ring is waited for.
+const LONGEST_END: Duration = Duration::from_secs(10);
+/// Waits on one thread before its table of registered rings is used.
+const WAITS_BEFORE_REGISTERING: u32 = 64;
+
+const BELL: Token = Token::new(Tag::Internal, 0, 0);
+const FAR: Token = Token::new(Tag::Internal, 1, 0);
+const GRAVE: Token = Token::new(Tag::Internal, 2, 0);
+
+/// A ring with what must end with it.
+struct Instance {
+    ring: Ring,
+    sentinel: Option<OwnedFd>,
+    /// The thread that owns the ring, once it is enabled.
+    owner: Option<u64>,
+    process: u32,
+    /// The notifier is registered.
+    notifies: bool,
+    backlog: VecDeque<squeue::Entry>,
+    /// Entries queued, entries submitted: positions in the stream of all entries.
+    pushed: u64,
+    submitted: u64,
+    /// `CLOSE` entries that were queued, by position.
+    closes: VecDeque<(u64, RawFd)>,
+    broken: bool,
+}
+
+impl Instance {
+    fn new() -> io::Result<Instance> {
+        let ring = Ring::new()?;
+        // Without a descriptor to spare the end of this ring will go unwatched.
+        let sentinel = pipe_with(PipeFlags::CLOEXEC)
+            .map_err(io::Error::from)
+            .and_then(|(read, write)| ring.register_file(read.as_fd()).map(|()| write))
+            .ok();
+        Ok(Instance {
+            ring,
+            sentinel,
+            owner: None,
+            process: process::generation(),
+            notifies: false,
+            backlog: VecDeque::new(),
+            pushed: 0,
+            submitted: 0,
+            closes: VecDeque::new(),
+            broken: false,
+        })
+    }
+
+    /// Queues an entry, which refers to nothing but descriptors.
+    fn push(&mut self, entry: squeue::Entry) {
+        self.backlog.push_back(entry);
+        self.pushed += 1;
+        self.refill();
+        if !self.backlog.is_empty() {
+            // Full. Hand over what is there; whatever comes of it, the rest is kept in order.
+            let result = self.ring.submit();
+            self.note_submitted(&result);
+            self.refill();
+        }
+    }
+
+    fn refill(&mut self) {
+        while !self.backlog.is_empty() && self.ring.free() > 0 {
+            if let Some(entry) = self.backlog.pop_front() {
+                // SAFETY: `push` takes entries that refer to descriptors only. A descriptor that is
+                // closed before the entry is submitted makes it fail or, if its number was used
+                // again, poll another file; neither touches memory.
+                unsafe { self.ring.push(&entry) };
+            }
+        }
+    }
+
+    fn note_submitted(&mut self, result: &io::Result<u32>) {
+        if let Ok(count) = result {
+            self.submitted += u64::from(*count);
+            while self
+                .closes
+                .front()
+                .is_some_and(|(position, _)| *position < self.submitted)
+            {
+                self.closes.pop_front();
+            }
+        }
+    }
+
+    fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
+        self.refill();
+        let result = self.ring.enter(want, timeout);
+        self.note_submitted(&result);
+        result.map(drop)
+    }
+}
+
+/// Whether the ring of that sentinel is gone; if not, after having waited for it.
+fn is_gone(sentinel: &OwnedFd, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap_or_default();
+        // `POLLERR` comes unasked.
+        let mut watched = [PollFd::new(sentinel, PollFlags::empty())];
+        match poll(&mut watched, Some(&timeout)) {
+            Err(Errno::INTR) => {}
+            Ok(0) => return false,
+            _ => return true,
+        }
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // A `CLOSE` that was not submitted has not closed anything, here or in a parent.
+        for (position, fd) in self.closes.drain(..) {
+            if position >= self.submitted {
+                // SAFETY: `close` took the `OwnedFd` apart, and the entry that was to close it will
+                // never be submitted.
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+    }
+}
+
+pub(crate) struct Uring {
+    instance: Instance,
+    notifier: OwnedFd,
+    far: Option<Entries>,
+    /// Sentinels of replaced rings.
+    graves: Vec<OwnedFd>,
+    /// Completions that the ring does not know of: of the far tier's requests.
+    made: Vec<Completion>,
+    pinned: bool,
+    waits: u32,
+    shared: Arc<Shared>,
+}
+
+impl Uring {
+    pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Uring> {
+        Ok(Uring {
+            instance: Instance::new()?,
+            notifier: new_eventfd()?,
+            far: None,
+            graves: Vec::new(),
+            made: Vec::new(),
+            pinned: false,
+            waits: 0,
+            shared,
+        })
+    }
+
+    fn watch(&mut self, token: Token, fd: RawFd) {
+        self.instance.push(poll_add(token, fd, events::IN));
+    }
+
+    /// The far tier, made on first need.
+    fn far(&mut self) -> io::Result<&mut Entries> {
+        if self.far.is_none() {
+            let far = Entries::new()?;
+            let fd = far.fd().as_raw_fd();
+            self.far = Some(far);
+            self.watch(FAR, fd);
+        }
+        self.far
+            .as_mut()
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn close_entry(&mut self, token: Token, fd: OwnedFd) {
+        let fd = fd.into_raw_fd();
+        self.instance.closes.push_back((self.instance.pushed, fd));
+        let entry = opcode::Close::new(types::Fd(fd)).build();
+        self.instance.push(entry.user_data(token.0));
+    }
+}
+
+fn poll_add(token: Token, fd: RawFd, events: u16) -> squeue::Entry {
+    opcode::PollAdd::new(types::Fd(fd), u32::from(events))
+        .multi(true)
+        .build()
+        .user_data(token.0)
+}
+
+impl Kernel for Uring {
+    /// With `POLLPRI` in a shared poll every TCP segment would report it: a multishot poll reports
+    /// what the wake-up was for, and TCP's names all of `POLLIN | POLLPRI` (`sock_def_readable`).
+    fn separate_urgent(&self) -> bool {
+        true
+    }
+
+    fn arm(&mut self, token: Token, fd: RawFd, events: u16, tier: Tier) {
+        self.shared.counters.entries.add(1);
+        if tier == Tier::Near {
+            self.instance.push(poll_add(token, fd, events));
+            return;
+        }
+        let added = self
+            .far()
+            .and_then(|far| far.add(token, fd, events).map_err(io::Error::from));
+        if let Err(error) = added {
+            let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+            self.made.push(Completion::end(token, errno));
+        }
+    }
+
+    fn cancel(&mut self, token: Token, fd: RawFd, then_close: Option<(Token, OwnedFd)>) {
+        self.shared
+            .counters
+            .entries
+            .add(1 + u64::from(then_close.is_some()));
+        if self.far.as_mut().is_some_and(|far| far.remove(token, fd)) {
+            self.made.push(Completion::end(token, libc::ECANCELED));
+            if let Some((token, fd)) = then_close {
+                self.close_entry(token, fd);
+            }
+            return;
+        }
+        let mut flags = Flags::SKIP_SUCCESS;
+        if then_close.is_some() {
+            flags |= Flags::IO_HARDLINK;
+        }
+        let entry = opcode::AsyncCancel::new(token.0).build().flags(flags);
+        self.instance
+            .push(entry.user_data(token.tagged(Tag::Cancel).0));
+        if let Some((token, fd)) = then_close {
+            self.close_entry(token, fd);
+        }
+    }
+
+    fn close(&mut self, token: Token, fd: OwnedFd) {
+        self.shared.counters.entries.add(1);
+        self.close_entry(token, fd);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, batch: &mut Vec<Completion>) -> io::Result<()> {
+        batch.append(&mut self.made);
+        let Uring {
+            instance, shared, ..
+        } = self;
+        let counters = &shared.counters;
+        instance.refill();
+        let ready = !batch.is_empty() || instance.ring.has_completions();
+        let block = timeout != Some(Duration::ZERO) && !ready;
+        let mut result = Ok(());
+        if block || instance.ring.queued() > 0 || (!ready && instance.ring.has_work()) {
+            if self.pinned && self.waits < WAITS_BEFORE_REGISTERING {
+                self.waits += 1;
+                if self.waits == WAITS_BEFORE_REGISTERING {
+                    instance.ring.register();
+                }
+            }
+            counters.enters.add(1);
+            result = instance.enter(u32::from(block), timeout);
+        }
+        let mut harvest = instance.ring.reap(batch);
+        if instance.ring.is_overflown() {
+            counters.overflows.add(1);
+        }
+        // Normally that was all. A harvest as large as one call can bring leaves work behind, and
+        // so does an overflow.
+        while result.is_ok()
+            && harvest > 0
+            && batch.len() < BATCH
+            && (harvest >= instance.ring.harvest_limit() || instance.ring.is_overflown())
+        {
+            counters.enters.add(1);
+            result = instance.enter(0, None);
+            harvest = instance.ring.reap(batch);
+        }
+        let Err(error) = result else { return Ok(()) };
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            // A signal, the end of the wait, or a shortage that the next turn tries anew.
+            Some(Errno::INTR | Errno::TIME | Errno::AGAIN | Errno::BUSY) => Ok(()),
+            // Completions were lost, or the ring is another thread's after all: start over.
+            Some(Errno::BADR | Errno::EXIST) => {
+                self.instance.broken = true;
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
+    fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool {
+        // A poll can watch a file iff epoll takes it. Without a descriptor to spare for the
+        // question, the type of the file has to do.
+        match self.far() {
+            Ok(far) => far.accepts(fd),
+            Err(_) => {
+                use rustix::fs::FileType;
+                let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+                !matches!(
+                    kind,
+                    Ok(FileType::RegularFile | FileType::Directory | FileType::BlockDevice)
+                )
+            }
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        if self.instance.process != process::generation() {
+            Standing::Inherited
+        } else if self.instance.owner.is_none() {
+            Standing::New
+        } else if self.instance.broken || self.instance.owner != Some(process::thread()) {
+            Standing::Lost
+        } else {
+            Standing::Ready
+        }
+    }
+
+    fn start(&mut self) -> io::Result<()> {
+        self.instance.ring.enable()?;
+        self.instance.owner = Some(process::thread());
+        let bell = self.shared.bell.fd().as_raw_fd();
+        self.watch(BELL, bell);
+        if let Some(far) = &self.far {
+            let far = far.fd().as_raw_fd();
+            self.watch(FAR, far);
+        }
+        for index in 0..self.graves.len() {
+            let sentinel = self.graves[index].as_raw_fd();
+            self.instance.push(poll_add(GRAVE, sentinel, 0));
+        }
+        self.instance.enter(0, None)
+    }
+
+    fn salvage(&mut self, batch: &mut Vec<Completion>) {
+        batch.append(&mut self.made);
+        self.instance.ring.reap(batch);
+    }
+
+    fn own(&mut self, completion: Completion, batch: &mut Vec<Completion>) {
+        if completion.token == FAR
+            && let Some(far) = &mut self.far
+        {
+            // Edge-triggered on both sides: to the last event.
+            while far
+                .wait(Some(Duration::ZERO), batch)
+                .is_ok_and(|count| count > 0)
+            {}
+        }
+        if completion.token == GRAVE {
+            self.graves
+                .retain(|sentinel| !is_gone(sentinel, Instant::now()));
+        }
+        if completion.more || self.standing() != Standing::Ready {
+            return;
+        }
+        let fd = match (completion.token, &self.far) {
+            (BELL, _) => self.shared.bell.fd().as_raw_fd(),
+            (FAR, Some(far)) => far.fd().as_raw_fd(),
+            _ => return,
+        };
+        tracing::debug!("the kernel ended a poll of the reactor's own; arming it again");
+        self.watch(completion.token, fd);
+    }
+
+    fn rebuild(&mut self) -> io::Result<()> {
+        let inherited = self.standing() == Standing::Inherited;
+        let mut old = std::mem::replace(&mut self.instance, Instance::new()?);
+        let sentinel = old.sentinel.take();
+        drop(old);
+        if inherited {
+            // Both are the parent's as well. The parent's ring does not end with our part in it.
+            self.shared.bell.replace()?;
+            replace(self.notifier.as_fd(), new_eventfd()?)?;
+            self.graves.clear();
+        } else {
+            self.graves.extend(sentinel);
+        }
+        self.far = None;
+        self.made.clear();
+        self.waits = 0;
+        self.shared.counters.rebuilds.add(1);
+        self.start()
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.notifier.as_fd()
+    }
+
+    fn raise(&self) {
+        signal(self.notifier.as_fd());
+    }
+
+    fn settle(&mut self) -> io::Result<bool> {
+        self.instance.refill();
+        if self.instance.ring.queued() > 0 {
+            self.shared.counters.enters.add(1);
+            self.instance.enter(0, None)?;
+        }
+        if !self.instance.notifies {
+            self.instance.ring.register_eventfd(self.notifier.as_fd())?;
+            self.instance.notifies = true;
+        }
+        // Down first, then look: what comes in after the look raises it.
+        let _ = rustix::io::read(&self.notifier, &mut [0; 8]);
+        let idle = !self.instance.ring.has_completions()
+            && !self.instance.ring.has_work()
+            && self.instance.backlog.is_empty();
+        Ok(idle)
+    }
+
+    fn pin(&mut self) {
+        self.pinned = true;
+        self.waits = 0;
+    }
+
+    fn unpin(&mut self) {
+        self.pinned = false;
+        if self.standing() == Standing::Ready {
+            self.instance.ring.unregister();
+        }
+    }
+
+    fn is_haunted(&self) -> bool {
+        !self.graves.is_empty()
+    }
+
+    fn shut_down(mut self: Box<Self>, clean: bool) {
+        if self.standing() == Standing::Inherited {
+            return;
+        }
+        self.unpin();
+        let Uring {
+            mut instance,
+            mut graves,
+            ..
+        } = *self;
+        if !clean {
+            graves.extend(instance.sentinel.take());
+        }
+        drop(instance);
+        let deadline = Instant::now() + LONGEST_END;
+        if !graves.iter().all(|sentinel| is_gone(sentinel, deadline)) {
+            tracing::warn!("the kernel has not taken an io_uring down in {LONGEST_END:?}");
+        }
+    }
+}

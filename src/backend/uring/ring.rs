@@ -1,0 +1,449 @@
+//! One ring: creation, submission, and a view of its completion queue.
+//!
+//! The `io-uring` crate makes the ring and writes the submissions. The completion queue is read
+//! through a mapping of our own, because we publish another head than the crate would.
+//!
+//! # The lagged head
+//!
+//! Under `DEFER_TASKRUN` an `io_uring_enter` runs the work of at most `max(20, min_complete)`
+//! completions before it returns. Asking for more than is there would block; so `LAG` no-ops are
+//! completed before anything else, and the head that the kernel sees stays that far behind what we
+//! have consumed. It then counts `LAG` completions as still unread, and one call that asks for
+//! `LAG + 1` blocks for one event and harvests `LAG + 1`.
+
+use crate::backend::{Completion, Token, process};
+use io_uring::{IoUring, opcode, squeue};
+use rustix::io_uring::io_uring_params;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Entries of a submission queue. A batch larger than that takes more than one call.
+const SUBMISSIONS: u32 = 1024;
+/// Entries of a completion queue. The kernel sizes its table of armed polls from it, and 8192 give
+/// the largest (`io_ring_ctx_alloc` in Linux 6.18).
+const COMPLETIONS: u32 = 8192;
+/// The smallest queue that is worth having.
+const LEAST_COMPLETIONS: u32 = 256;
+/// See the module's documentation.
+const LAG: u32 = 1024;
+
+pub(crate) struct Ring {
+    ring: ManuallyDrop<IoUring>,
+    view: View,
+    /// Completions before this one have been taken.
+    consumed: u32,
+    /// How far the published head is behind `consumed`.
+    lag: u32,
+    /// Of the ring's descriptor in the thread's table of registered rings.
+    registered: Option<u32>,
+    process: u32,
+}
+
+impl Ring {
+    /// A ring that no thread owns yet, as large as the limit of locked memory allows.
+    pub(crate) fn new() -> io::Result<Ring> {
+        let mut completions = COMPLETIONS;
+        loop {
+            match Ring::with_sizes(SUBMISSIONS.min(completions / 2), completions) {
+                Err(error)
+                    if error.raw_os_error() == Some(libc::ENOMEM)
+                        && completions > LEAST_COMPLETIONS =>
+                {
+                    completions /= 2;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn with_sizes(submissions: u32, completions: u32) -> io::Result<Ring> {
+        let mut builder = IoUring::builder();
+        builder
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_r_disabled()
+            .setup_cqsize(completions)
+            .setup_clamp()
+            .dontfork();
+        // `NO_SQARRAY` came with Linux 6.6.
+        let ring = match builder.clone().setup_no_sqarray().build(submissions) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                builder.build(submissions)?
+            }
+            result => result?,
+        };
+        let view = View::new(&ring)?;
+        Ok(Ring {
+            ring: ManuallyDrop::new(ring),
+            view,
+            consumed: 0,
+            lag: 0,
+            registered: None,
+            process: process::generation(),
+        })
+    }
+
+    fn fd(&self) -> i32 {
+        self.ring.as_raw_fd()
+    }
+
+    /// Makes this thread the ring's owner, for good.
+    pub(crate) fn enable(&mut self) -> io::Result<()> {
+        self.ring.submitter().register_enable_rings()?;
+        let wanted = LAG.min(self.view.entries / 8);
+        let mut left = wanted;
+        while left > 0 {
+            let chunk = left.min(self.free());
+            for _ in 0..chunk {
+                // SAFETY: a no-op refers to nothing.
+                unsafe { self.push(&opcode::Nop::new().build()) };
+            }
+            if self.enter(0, Some(Duration::ZERO))? == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            left -= chunk;
+        }
+        // Whatever is there now has been consumed, and lags behind.
+        self.consumed = self.view.tail().load(Ordering::Acquire);
+        self.lag = self.consumed;
+        Ok(())
+    }
+
+    /// Room in the submission queue.
+    pub(crate) fn free(&mut self) -> u32 {
+        let queue = self.ring.submission();
+        (queue.capacity() - queue.len()) as u32
+    }
+
+    /// Entries that wait for submission.
+    pub(crate) fn queued(&mut self) -> u32 {
+        self.ring.submission().len() as u32
+    }
+
+    /// Queues an entry. There must be room.
+    ///
+    /// # Safety
+    ///
+    /// What the entry refers to must live until it has completed.
+    pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: the caller's promise.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        debug_assert!(pushed.is_ok(), "the caller made room");
+    }
+
+    /// Submits what is queued without looking for completions.
+    pub(crate) fn submit(&mut self) -> io::Result<u32> {
+        let queued = self.queued();
+        self.syscall(queued, 0, 0, None)
+    }
+
+    /// Submits what is queued, runs deferred work, and waits for `want` new completions. Returns how
+    /// many entries were submitted.
+    pub(crate) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<u32> {
+        let queued = self.queued();
+        let least = self.lag + want;
+        // A timeout costs the kernel a timer, so it is given only where one can expire.
+        let timeout = timeout.filter(|_| want > 0);
+        self.syscall(
+            queued,
+            least,
+            rustix::io_uring::IoringEnterFlags::GETEVENTS.bits(),
+            timeout,
+        )
+    }
+
+    fn syscall(
+        &self,
+        submit: u32,
+        least: u32,
+        mut flags: u32,
+        timeout: Option<Duration>,
+    ) -> io::Result<u32> {
+        use io_uring::types::{SubmitArgs, Timespec};
+        use rustix::io_uring::IoringEnterFlags as Flags;
+
+        let fd = match self.registered {
+            Some(index) => {
+                flags |= Flags::REGISTERED_RING.bits();
+                index as i32
+            }
+            None => self.fd(),
+        };
+        let timespec = timeout.map(Timespec::from);
+        let arguments = timespec.as_ref().map(|timespec| {
+            flags |= Flags::EXT_ARG.bits();
+            SubmitArgs::new().timespec(timespec)
+        });
+        let (pointer, size) = match &arguments {
+            Some(arguments) => (
+                std::ptr::from_ref(arguments).cast(),
+                size_of::<SubmitArgs<'_, '_>>(),
+            ),
+            None => (std::ptr::null::<libc::c_void>(), 0),
+        };
+        // SAFETY: `fd` is our ring, or its index in this thread's table. `SubmitArgs` is the crate's
+        // transparent `io_uring_getevents_arg`, and it and its timespec outlive the call. What the
+        // queued entries refer to is the promise of `push`.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_enter,
+                fd,
+                submit,
+                least,
+                flags,
+                pointer,
+                size,
+            )
+        };
+        u32::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// True if a completion can be taken without a system call.
+    pub(crate) fn has_completions(&self) -> bool {
+        self.view.tail().load(Ordering::Acquire) != self.consumed
+    }
+
+    /// True if an `enter` would bring more: deferred work, or completions that found no room.
+    pub(crate) fn has_work(&self) -> bool {
+        self.view.flags().load(Ordering::Acquire) & (SQ_TASKRUN | SQ_CQ_OVERFLOW) != 0
+    }
+
+    pub(crate) fn is_overflown(&self) -> bool {
+        self.view.flags().load(Ordering::Acquire) & SQ_CQ_OVERFLOW != 0
+    }
+
+    /// How many completions one `enter` can bring. It may bring a few more.
+    pub(crate) fn harvest_limit(&self) -> u32 {
+        self.lag.max(20)
+    }
+
+    /// Takes all completions. They are copied and given back to the kernel before anybody acts on
+    /// them.
+    pub(crate) fn reap(&mut self, batch: &mut Vec<Completion>) -> u32 {
+        let tail = self.view.tail().load(Ordering::Acquire);
+        let count = tail.wrapping_sub(self.consumed);
+        for offset in 0..count {
+            batch.push(self.view.completion(self.consumed.wrapping_add(offset)));
+        }
+        if count > 0 {
+            self.consumed = tail;
+            // Release: the entries have been read.
+            let head = tail.wrapping_sub(self.lag);
+            self.view.head().store(head, Ordering::Release);
+        }
+        count
+    }
+
+    /// An eventfd that is signalled when there is something to reap. Not again for the same one.
+    pub(crate) fn register_eventfd(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+        self.ring.submitter().register_eventfd(eventfd.as_raw_fd())
+    }
+
+    /// The ring holds a reference to that file until the last of its requests is gone.
+    pub(crate) fn register_file(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.ring.submitter().register_files(&[file.as_raw_fd()])
+    }
+
+    /// Spares the kernel the look-up of the ring's descriptor, on this thread alone. The ring cannot
+    /// be freed before [`unregister`](Ring::unregister), which only this thread can call. Since
+    /// Linux 5.18; where it fails, nothing is lost.
+    pub(crate) fn register(&mut self) {
+        if self.registered.is_none() {
+            let mut update = RingUpdate {
+                offset: u32::MAX,
+                reserved: 0,
+                data: self.fd() as u64,
+            };
+            if self.update(REGISTER_RING_FDS, &mut update) {
+                self.registered = Some(update.offset);
+            }
+        }
+    }
+
+    pub(crate) fn unregister(&mut self) {
+        if let Some(offset) = self.registered.take() {
+            let mut update = RingUpdate {
+                offset,
+                reserved: 0,
+                data: 0,
+            };
+            self.update(UNREGISTER_RING_FDS, &mut update);
+        }
+    }
+
+    fn update(&self, operation: u32, update: &mut RingUpdate) -> bool {
+        // SAFETY: `update` has the layout of `io_uring_rsrc_update`, of which there is one, and the
+        // kernel writes its `offset` during the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_register,
+                self.fd(),
+                operation,
+                std::ptr::from_mut(update),
+                1,
+            )
+        };
+        result == 1
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.process == process::generation() {
+            // SAFETY: dropped here only, and not used after.
+            unsafe { ManuallyDrop::drop(&mut self.ring) };
+        } else {
+            // The mappings were not inherited (`MADV_DONTFORK`), and what is at their addresses now
+            // is somebody else's: they must not be unmapped. The descriptor was inherited, and keeps
+            // the parent's ring alive as long as it is open here.
+            let fd = self.fd();
+            // SAFETY: the ring's descriptor, which nothing closes any more.
+            drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
+            self.view.forget();
+        }
+    }
+}
+
+/// `struct io_uring_rsrc_update` of `linux/io_uring.h`.
+#[repr(C)]
+struct RingUpdate {
+    offset: u32,
+    reserved: u32,
+    data: u64,
+}
+
+const REGISTER_RING_FDS: u32 = 20;
+const UNREGISTER_RING_FDS: u32 = 21;
+const SQ_CQ_OVERFLOW: u32 = 1 << 1;
+const SQ_TASKRUN: u32 = 1 << 2;
+const CQE_F_MORE: u32 = 1 << 1;
+/// Both queues, since Linux 5.4.
+const OFF_RINGS: u64 = 0;
+
+/// `struct io_uring_cqe`.
+#[repr(C)]
+struct Entry {
+    user_data: u64,
+    result: i32,
+    flags: u32,
+}
+
+/// The queues' memory, mapped once more.
+struct View {
+    memory: NonNull<u8>,
+    length: usize,
+    head: u32,
+    tail: u32,
+    flags: u32,
+    entries_at: u32,
+    entries: u32,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread.
+unsafe impl Send for View {}
+
+impl View {
+    fn new(ring: &IoUring) -> io::Result<View> {
+        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
+
+        const { assert!(size_of::<io_uring::Parameters>() == size_of::<io_uring_params>()) };
+        // SAFETY: `Parameters` is documented to be a transparent wrapper of `io_uring_params`.
+        let params = unsafe { &*std::ptr::from_ref(ring.params()).cast::<io_uring_params>() };
+        let entries_end =
+            params.cq_off.cqes as usize + params.cq_entries as usize * size_of::<Entry>();
+        let (protection, flags) = (
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED | MapFlags::POPULATE,
+        );
+        // SAFETY: the ring's descriptor is open as long as `ring` is borrowed.
+        let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+        // SAFETY: a new mapping of the rings, at an address of the kernel's choice, as long as the
+        // kernel said they are. Nothing but atomics and reads of entries that the kernel has
+        // published goes through it. It is not to be inherited: a child would write to our rings.
+        let memory = unsafe {
+            let memory = mmap(
+                std::ptr::null_mut(),
+                entries_end,
+                protection,
+                flags,
+                fd,
+                OFF_RINGS,
+            )?;
+            if let Err(error) = madvise(memory, entries_end, Advice::LinuxDontFork) {
+                let _ = rustix::mm::munmap(memory, entries_end);
+                return Err(error.into());
+            }
+            memory
+        };
+        Ok(View {
+            memory: NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
+            length: entries_end,
+            head: params.cq_off.head,
+            tail: params.cq_off.tail,
+            flags: params.sq_off.flags,
+            entries_at: params.cq_off.cqes,
+            entries: params.cq_entries,
+        })
+    }
+
+    fn word(&self, offset: u32) -> &AtomicU32 {
+        // SAFETY: the offsets are the kernel's, lie within the mapping, and name aligned `u32`s that
+        // it accesses atomically; the mapping lives as long as `self`.
+        unsafe {
+            self.memory
+                .add(offset as usize)
+                .cast::<AtomicU32>()
+                .as_ref()
+        }
+    }
+
+    fn head(&self) -> &AtomicU32 {
+        self.word(self.head)
+    }
+
+    fn tail(&self) -> &AtomicU32 {
+        self.word(self.tail)
+    }
+
+    fn flags(&self) -> &AtomicU32 {
+        self.word(self.flags)
+    }
+
+    /// The completion at that position, which must be between the head and the tail.
+    fn completion(&self, position: u32) -> Completion {
+        let index = (position & (self.entries - 1)) as usize;
+        // SAFETY: the index is within the array, whose length is a power of two, and the kernel does
+        // not write an entry between its publication by the tail and our publication of the head.
+        let entry = unsafe {
+            self.memory
+                .add(self.entries_at as usize)
+                .cast::<Entry>()
+                .add(index)
+                .as_ref()
+        };
+        Completion {
+            token: Token(entry.user_data),
+            result: entry.result,
+            more: entry.flags & CQE_F_MORE != 0,
+        }
+    }
+
+    /// The mapping is not there any more.
+    fn forget(&mut self) {
+        self.length = 0;
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            // SAFETY: our mapping, to which no reference is left.
+            let _ = unsafe { rustix::mm::munmap(self.memory.as_ptr().cast(), self.length) };
+        }
+    }
+}

@@ -1,0 +1,655 @@
+//! The driver: brings what the kernel watches in line with what is wanted.
+//!
+//! It belongs to the reactor's thread and uses no atomics of its own. It owns the slots, one a
+//! registration; a [`Token`] names a slot and a generation. A poll is in one of three states:
+//!
+//! ```text
+//!             arm                     cancel
+//!   Idle ───────────► Armed ────────────────────► Cancelling
+//!    ▲                  │ last completion             │ last completion
+//!    └──────────────────┴─────────────────────────────┘
+//! ```
+//!
+//! and there is one rule: [`reconcile`](Driver::reconcile) compares what is wanted with what is
+//! armed and asks for the difference. Registering, widening an interest, deregistering, recovering
+//! from an overflow and moving to another ring are all that. It runs for every source from the
+//! intake, and for every slot one of whose polls has ended.
+//!
+//! A slot is freed when its source is closing and both of its polls are idle: at its last
+//! completion. Until then every completion that names the slot belongs to its source. The generation
+//! is changed with every arming, so that a completion that comes twice, or after the end, is
+//! recognised for what it is.
+
+use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events};
+use crate::doorbell::Parked;
+use crate::ready::{Interest, Ready};
+use crate::shared::Shared;
+use crate::source::intent::Intent;
+use crate::source::word::End;
+use crate::source::{NO_SLOT, RETIRED, Source};
+use crate::sync::{Arc, Ordering};
+use slab::Slab;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// Shortages of the kernel's memory that a registration is carried over.
+const PATIENCE: u8 = 8;
+/// Registrations that are cancelled one by one when the reactor ends. More are left to the end of
+/// the ring, whose cost does not depend on their order.
+const CANCELLED_AT_END: usize = 1024;
+/// Looks at the intake, a turn, before it goes on without sleeping.
+const LOOKS: u32 = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Idle,
+    Armed,
+    Cancelling,
+}
+
+/// One poll of a slot.
+#[derive(Clone, Copy, Debug)]
+struct Watch {
+    generation: u32,
+    events: u16,
+    state: State,
+    /// It has not reported since it was armed.
+    fresh: bool,
+}
+
+impl Watch {
+    const IDLE: Watch = Watch {
+        generation: 0,
+        events: 0,
+        state: State::Idle,
+        fresh: false,
+    };
+}
+
+/// What has become of a descriptor that was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fd {
+    Kept,
+    Closing,
+    Closed,
+}
+
+#[derive(Debug)]
+struct Slot {
+    source: Arc<Source>,
+    main: Watch,
+    urgent: Watch,
+    fd: Fd,
+    tier: Tier,
+    /// Known to have a wait queue, so that an early end means an overflow.
+    pollable: bool,
+    /// The kernel's verdict was final.
+    failed: bool,
+    /// The end has been seen.
+    closing: bool,
+    shortages: u8,
+}
+
+impl Slot {
+    fn watch(&mut self, tag: Tag) -> &mut Watch {
+        if tag == Tag::Urgent {
+            &mut self.urgent
+        } else {
+            &mut self.main
+        }
+    }
+}
+
+pub(crate) struct Driver {
+    kernel: Box<dyn Kernel>,
+    slots: Slab<Slot>,
+    shared: Arc<Shared>,
+    batch: Vec<Completion>,
+    /// Slots one of whose polls has ended, or whose descriptor is closed.
+    ended: Vec<u32>,
+    /// Sources that are done with, but whose files a replaced ring may still hold.
+    haunted: Vec<Arc<Source>>,
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver")
+            .field("slots", &self.slots.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Driver {
+    pub(crate) fn new(kernel: Box<dyn Kernel>, shared: Arc<Shared>) -> Driver {
+        Driver {
+            kernel,
+            slots: Slab::new(),
+            shared,
+            batch: Vec::with_capacity(256),
+            ended: Vec::new(),
+            haunted: Vec::new(),
+        }
+    }
+
+    /// One turn. Returns how many events were dispatched. `idle` says whether the caller, too, has
+    /// nothing to do.
+    pub(crate) fn turn(
+        &mut self,
+        timeout: Option<Duration>,
+        idle: impl Fn() -> bool,
+    ) -> io::Result<usize> {
+        self.shared.counters.turns.add(1);
+        self.shared.doorbell.resume();
+        self.stand()?;
+        let asleep = self.admit_until_asleep(timeout, idle);
+        let timeout = if asleep {
+            timeout
+        } else {
+            Some(Duration::ZERO)
+        };
+        let waited = self.kernel.wait(timeout, &mut self.batch);
+        if asleep {
+            self.shared.doorbell.unpark();
+        }
+        let events = self.dispatch();
+        self.recover();
+        if self.shared.nested.load(Ordering::Acquire) {
+            self.settle()?;
+        }
+        waited.map(|()| events)
+    }
+
+    /// Sees to it that the kernel's side belongs to this thread and this process.
+    fn stand(&mut self) -> io::Result<()> {
+        let standing = self.kernel.standing();
+        match standing {
+            Standing::Ready => return Ok(()),
+            Standing::New => return self.kernel.start(),
+            Standing::Lost => {
+                // What the old instance has to say is said; what it was about to say, the new one
+                // will, because arming reports what is ready.
+                self.kernel.salvage(&mut self.batch);
+                self.dispatch();
+            }
+            Standing::Inherited => {}
+        }
+        self.kernel.rebuild()?;
+        tracing::debug!(
+            ?standing,
+            slots = self.slots.len(),
+            "rebuilt; arming every slot anew"
+        );
+        self.ended.clear();
+        for (index, slot) in &mut self.slots {
+            slot.main.state = State::Idle;
+            slot.urgent.state = State::Idle;
+            if slot.fd == Fd::Closing {
+                // The old ring executed it with its submission, or gave the descriptor back.
+                slot.fd = Fd::Closed;
+            }
+            self.ended.push(index as u32);
+        }
+        self.recover();
+        Ok(())
+    }
+
+    /// Drains the intake, and parks if there is a reason to sleep and none not to.
+    fn admit_until_asleep(&mut self, timeout: Option<Duration>, idle: impl Fn() -> bool) -> bool {
+        for _ in 0..LOOKS {
+            for source in self.shared.intake.drain() {
+                self.attend(source);
+            }
+            if timeout == Some(Duration::ZERO) || !self.batch.is_empty() {
+                break;
+            }
+            let shared = &self.shared;
+            match shared.doorbell.park(|| shared.intake.is_empty() && idle()) {
+                Parked::Asleep => return true,
+                Parked::Rung => return false,
+                Parked::Busy if !idle() => break,
+                Parked::Busy => {}
+            }
+        }
+        // This turn ends soon, and so answers whoever asked for one to end.
+        self.shared.doorbell.unpark();
+        false
+    }
+
+    /// A source wants attention.
+    fn attend(&mut self, source: Arc<Source>) {
+        let intent = source.take_intent();
+        match source.slot() {
+            RETIRED => {}
+            NO_SLOT if intent.contains(Intent::CLOSING) => {
+                // It came and went between two turns: the kernel need not know.
+                source.set_slot(RETIRED);
+                self.shared.count_down();
+                if intent.contains(Intent::CLOSE_FD) {
+                    drop(source.take_fd());
+                }
+                source.release();
+            }
+            NO_SLOT => {
+                let entry = self.slots.vacant_entry();
+                // 2^32 registrations do not fit into the memory of their polls.
+                let index = entry.key() as u32;
+                source.set_slot(index);
+                entry.insert(Slot {
+                    source,
+                    main: Watch::IDLE,
+                    urgent: Watch::IDLE,
+                    fd: Fd::Kept,
+                    tier: Tier::Near,
+                    pollable: false,
+                    failed: false,
+                    closing: false,
+                    shortages: 0,
+                });
+                self.reconcile(index, intent);
+            }
+            index => self.reconcile(index, intent),
+        }
+    }
+
+    /// Asks the kernel for the difference between what is wanted and what is armed.
+    fn reconcile(&mut self, index: u32, intent: Intent) {
+        let Some(slot) = self.slots.get_mut(index as usize) else {
+            return;
+        };
+        let closing = intent.contains(Intent::CLOSING);
+        if closing && !slot.closing {
+            slot.closing = true;
+            self.shared.count_down();
+        }
+        let (main, urgent) = if closing || slot.failed {
+            (0, 0)
+        } else {
+            wanted(intent, self.kernel.separate_urgent())
+        };
+        let fd = slot.source.fd();
+        // The urgent poll first: a close is linked to the cancel of the last one.
+        for (tag, wanted) in [(Tag::Urgent, urgent), (Tag::Main, main)] {
+            let tier = slot.tier;
+            let other_idle = tag == Tag::Main && slot.urgent.state != State::Armed;
+            let watch = slot.watch(tag);
+            match watch.state {
+                State::Idle if wanted != 0 => {
+                    watch.generation = (watch.generation + 1) & Token::MAX_GENERATION;
+                    watch.events = wanted;
+                    watch.state = State::Armed;
+                    watch.fresh = true;
+                    let token = Token::new(tag, index, watch.generation);
+                    self.kernel.arm(token, fd, wanted, tier);
+                }
+                State::Armed if wanted != watch.events => {
+                    watch.state = State::Cancelling;
+                    let token = Token::new(tag, index, watch.generation);
+                    let close = (other_idle
+                        && closing
+                        && intent.contains(Intent::CLOSE_FD)
+                        && slot.fd == Fd::Kept)
+                        .then(|| {
+                            slot.fd = Fd::Closing;
+                            (Token::new(Tag::Close, index, 0), slot.source.take_fd())
+                        });
+                    self.kernel.cancel(token, fd, close);
+                }
+                State::Idle | State::Armed | State::Cancelling => {}
+            }
+        }
+        if closing && slot.main.state == State::Idle && slot.urgent.state == State::Idle {
+            self.conclude(index, intent);
+        }
+    }
+
+    /// The kernel watches nothing any more for a source that is closing.
+    fn conclude(&mut self, index: u32, intent: Intent) {
+        let slot = &mut self.slots[index as usize];
+        match slot.fd {
+            Fd::Kept if intent.contains(Intent::CLOSE_FD) => {
+                slot.fd = Fd::Closing;
+                let token = Token::new(Tag::Close, index, 0);
+                self.kernel.close(token, slot.source.take_fd());
+            }
+            Fd::Closing => {}
+            Fd::Kept | Fd::Closed => {
+                let slot = self.slots.remove(index as usize);
+                slot.source.set_slot(RETIRED);
+                if self.kernel.is_haunted() {
+                    self.haunted.push(slot.source);
+                } else {
+                    slot.source.release();
+                }
+            }
+        }
+    }
+
+    /// Acts on the batch. Returns how many events reached a registration.
+    fn dispatch(&mut self) -> usize {
+        let mut events = 0;
+        let mut completions = 0;
+        // By index: the backend may add to the batch meanwhile.
+        let mut next = 0;
+        while let Some(&completion) = self.batch.get(next) {
+            next += 1;
+            match completion.token.tag() {
+                Some(Tag::Internal) => self.kernel.own(completion, &mut self.batch),
+                Some(tag @ (Tag::Main | Tag::Urgent)) => {
+                    completions += 1;
+                    events += usize::from(self.polled(tag, completion));
+                }
+                Some(Tag::Close) => {
+                    completions += 1;
+                    self.closed(completion);
+                }
+                Some(Tag::Cancel) => {
+                    completions += 1;
+                    self.not_cancelled(completion);
+                }
+                // Not ours: the setting-up of the ring, or a kernel gone mad.
+                None => {}
+            }
+        }
+        self.batch.clear();
+        self.shared.counters.completions.add(completions);
+        self.shared.counters.events.add(events as u64);
+        events
+    }
+
+    /// A poll has reported. True if the registration heard of it.
+    fn polled(&mut self, tag: Tag, completion: Completion) -> bool {
+        let Completion {
+            token,
+            result,
+            more,
+        } = completion;
+        let spurious = &self.shared.counters.spurious;
+        let Some(slot) = self.slots.get_mut(token.slot() as usize) else {
+            spurious.add(1);
+            return false;
+        };
+        let watch = slot.watch(tag);
+        if watch.state == State::Idle || watch.generation != token.generation() {
+            spurious.add(1);
+            return false;
+        }
+        let armed = watch.state == State::Armed;
+        let fresh = std::mem::replace(&mut watch.fresh, false);
+        if !more {
+            watch.state = State::Idle;
+            self.ended.push(token.slot());
+            // The first word and the last: an overflow, or a file without a wait queue. Of that the
+            // kernel says that it is ready, once, and would say so after every arming.
+            if result >= 0 && armed && fresh && !slot.pollable {
+                // SAFETY: the user promised to keep the descriptor open until it is deregistered;
+                // if it is not, the answer is about another file or none, and so was the poll's.
+                let fd = unsafe { BorrowedFd::borrow_raw(slot.source.fd()) };
+                slot.pollable = self.kernel.is_pollable(fd);
+                if !slot.pollable {
+                    slot.fail(libc::EPERM);
+                    return false;
+                }
+            }
+            if armed {
+                // Ended by the kernel, not by us. `recover` arms it again, unless it failed.
+                slot.ended_early(result);
+                if !slot.failed {
+                    self.shared.counters.rearms.add(1);
+                }
+            }
+        }
+        // `ECANCELED` as a number has the bit of `POLLIN`: the sign first.
+        if result < 0 {
+            return false;
+        }
+        let ready = slot.ready(tag, result as u16);
+        if ready.is_empty() {
+            return false;
+        }
+        tracing::trace!(fd = slot.source.fd(), ?ready, "event");
+        let heard = slot.source.dispatch(ready);
+        if !heard {
+            self.shared.counters.spurious.add(1);
+        }
+        heard
+    }
+
+    fn closed(&mut self, completion: Completion) {
+        if let Some(slot) = self.slots.get_mut(completion.token.slot() as usize)
+            && slot.fd == Fd::Closing
+        {
+            slot.fd = Fd::Closed;
+            self.ended.push(completion.token.slot());
+        }
+    }
+
+    /// A cancel found nothing (then the end is on its way), or was too late for this wake-up.
+    fn not_cancelled(&mut self, completion: Completion) {
+        let token = completion.token;
+        if completion.result != -libc::EALREADY {
+            return;
+        }
+        if let Some(slot) = self.slots.get_mut(token.slot() as usize) {
+            let fd = slot.source.fd();
+            for tag in [Tag::Main, Tag::Urgent] {
+                let watch = slot.watch(tag);
+                if watch.state == State::Cancelling && watch.generation == token.generation() {
+                    self.kernel.cancel(token.tagged(tag), fd, None);
+                }
+            }
+        }
+    }
+
+    /// Reconciles every slot that has lost something.
+    fn recover(&mut self) {
+        // A slot may be here twice, and may be gone the second time.
+        let mut ended = std::mem::take(&mut self.ended);
+        for index in ended.drain(..) {
+            if let Some(slot) = self.slots.get(index as usize) {
+                let intent = slot.source.intent();
+                self.reconcile(index, intent);
+            }
+        }
+        self.ended = ended;
+        if !self.haunted.is_empty() && !self.kernel.is_haunted() {
+            for source in self.haunted.drain(..) {
+                source.release();
+            }
+        }
+    }
+
+    /// Somebody may wait for our descriptor until the next turn: as if parked, so that it becomes
+    /// readable when there is something to do, and is so now if there is.
+    fn settle(&mut self) -> io::Result<()> {
+        let quiet = self.kernel.settle()?;
+        let shared = &self.shared;
+        let asleep = quiet
+            && self.batch.is_empty()
+            && !shared.doorbell.is_rung()
+            && shared.doorbell.park(|| shared.intake.is_empty()) == Parked::Asleep;
+        if !asleep {
+            self.kernel.raise();
+        }
+        Ok(())
+    }
+
+    /// The descriptor that another loop may wait for.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        if !self.shared.nested.swap(true, Ordering::AcqRel) {
+            // Nothing has been watched for this descriptor yet, so the first turn is on us.
+            self.kernel.raise();
+        }
+        self.kernel.descriptor()
+    }
+
+    pub(crate) fn pin(&mut self) {
+        self.kernel.pin();
+    }
+
+    pub(crate) fn unpin(&mut self) {
+        self.kernel.unpin();
+    }
+
+    /// True if nothing is left to be told to, or by, the kernel.
+    pub(crate) fn is_settled(&self) -> bool {
+        // A registration that is being published counts before it is in the intake.
+        self.shared.registered() == 0 && self.slots.is_empty() && self.shared.intake.is_empty()
+    }
+
+    /// The end of the reactor. When this returns, no file is held any more, every waiter has been
+    /// called, and every later call is answered with "reactor gone".
+    pub(crate) fn shut_down(mut self) {
+        let clean = self.kernel.standing() == Standing::Ready
+            && self.slots.len() <= CANCELLED_AT_END
+            && self.cancel_all();
+        let Driver {
+            kernel,
+            slots,
+            shared,
+            haunted,
+            ..
+        } = self;
+        // The files first: whoever hears "gone" may count on them.
+        kernel.shut_down(clean);
+        for source in haunted {
+            source.release();
+        }
+        for source in shared.intake.close() {
+            // Its slot, if it has one, follows; what was handed over is closed by whichever is first
+            // to find that nobody else will.
+            if source.slot() == NO_SLOT {
+                source.orphan(false);
+            }
+        }
+        for (_, slot) in slots {
+            slot.source.orphan(slot.fd != Fd::Kept);
+        }
+    }
+
+    /// Ends every poll with the ring's own means, which lets go of the files at once. True if all of
+    /// them have ended.
+    fn cancel_all(&mut self) -> bool {
+        for source in self.shared.intake.drain() {
+            self.attend(source);
+        }
+        let mut cancelled = Vec::new();
+        for (index, slot) in &mut self.slots {
+            for tag in [Tag::Main, Tag::Urgent] {
+                let watch = slot.watch(tag);
+                if watch.state == State::Armed {
+                    watch.state = State::Cancelling;
+                    let token = Token::new(tag, index as u32, watch.generation);
+                    cancelled.push((token, slot.source.fd()));
+                }
+            }
+            // Nothing is armed again from here on.
+            slot.failed = true;
+        }
+        // The youngest first is the cheap order: a cancel walks past all younger polls.
+        for (token, fd) in cancelled.into_iter().rev() {
+            self.kernel.cancel(token, fd, None);
+        }
+        for _ in 0..64 {
+            let watching = |(_, slot): (usize, &Slot)| {
+                slot.main.state != State::Idle || slot.urgent.state != State::Idle
+            };
+            if !self.slots.iter().any(watching) {
+                return true;
+            }
+            if self
+                .kernel
+                .wait(Some(Duration::ZERO), &mut self.batch)
+                .is_err()
+            {
+                break;
+            }
+            self.dispatch();
+            self.recover();
+        }
+        false
+    }
+}
+
+impl Slot {
+    /// The kernel's verdict on the file is final.
+    fn fail(&mut self, errno: i32) {
+        self.failed = true;
+        tracing::debug!(
+            fd = self.source.fd(),
+            error = %io::Error::from_raw_os_error(errno),
+            "the kernel cannot watch this descriptor"
+        );
+        self.source.end(End::Failed(errno));
+    }
+
+    /// A poll ended that nobody had cancelled.
+    fn ended_early(&mut self, result: i32) {
+        match -result {
+            // An overflow, or the exit of the thread that submitted it.
+            ..=0 | libc::ECANCELED => self.shortages = 0,
+            // More wait queues than a ring can watch, of which it has two a poll.
+            libc::EINVAL if self.tier == Tier::Near => self.tier = Tier::Far,
+            libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::EBUSY
+                if self.shortages < PATIENCE =>
+            {
+                self.shortages += 1;
+            }
+            errno => self.fail(errno),
+        }
+    }
+
+    /// What poll bits mean for this registration.
+    fn ready(&self, tag: Tag, bits: u16) -> Ready {
+        let mut bits = bits;
+        if tag == Tag::Urgent {
+            // The other poll reports the rest, if it is armed.
+            if self.main.state != State::Idle {
+                bits &= events::PRI;
+            }
+            bits &= !(events::IN | events::OUT);
+            if bits & events::PRI != 0 && !self.is_urgent() {
+                bits &= !events::PRI;
+            }
+        }
+        Ready::from_poll(bits)
+    }
+
+    /// Whether a priority event is what it says. A socket's wake-up says "urgent" for every segment,
+    /// so the socket is asked. Other files are believed: some of them forget the event when they
+    /// are asked (`/proc/mounts`, pressure-stall files).
+    fn is_urgent(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+
+        // SAFETY: as in `polled`.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.source.fd()) };
+        if rustix::net::sockopt::socket_type(fd).is_err() {
+            return true;
+        }
+        let mut asked = [PollFd::from_borrowed_fd(fd, PollFlags::PRI)];
+        let now = rustix::time::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut asked, Some(&now)).is_err() || asked[0].revents().contains(PollFlags::PRI)
+    }
+}
+
+/// The events of the main and of the urgent poll.
+fn wanted(intent: Intent, separate_urgent: bool) -> (u16, u16) {
+    let wants = |interest: Interest| intent.interest_bits() & interest.bits() != 0;
+    let mut main = 0;
+    if wants(Interest::READABLE) {
+        main |= events::IN | events::RDHUP;
+    }
+    if wants(Interest::WRITABLE) {
+        main |= events::OUT;
+    }
+    if !wants(Interest::PRIORITY) {
+        (main, 0)
+    } else if separate_urgent {
+        (main, events::PRI)
+    } else {
+        (main | events::PRI, 0)
+    }
+}

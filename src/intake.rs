@@ -1,0 +1,135 @@
+//! The intake: a lock-free list of the sources that need the driver's attention.
+//!
+//! Any thread pushes, only the reactor's thread drains. A source is in the list at most once, which
+//! its `QUEUED` bit sees to, so the link can live in the source and a push allocates nothing.
+//!
+//! The list is a stack that is emptied whole. Nothing is ever unlinked from its middle, so the
+//! classic trouble of such stacks (a node that is popped, freed and pushed again between another
+//! thread's look and its exchange) cannot come up: a push compares the head only to know what to
+//! link to, and the only removal swaps the whole list away.
+
+use crate::source::Source;
+use crate::sync::{Arc, AtomicPtr, Ordering};
+use std::ptr;
+
+#[derive(Debug)]
+pub(crate) struct Intake {
+    head: AtomicPtr<Source>,
+}
+
+/// The head after [`Intake::close`]. No source lives there.
+fn closed() -> *mut Source {
+    ptr::without_provenance_mut(1)
+}
+
+impl Intake {
+    pub(crate) fn new() -> Intake {
+        Intake {
+            head: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Adds a source. The caller has just set its `QUEUED` bit, and so is the only one to push it.
+    /// Gives the source back if no driver will ever drain this intake again.
+    pub(crate) fn push(&self, source: Arc<Source>) -> Result<(), Arc<Source>> {
+        let node = Arc::into_raw(source).cast_mut();
+        let mut head = self.head.load(Ordering::Relaxed);
+        loop {
+            if head == closed() {
+                // SAFETY: `node` came from `into_raw` above and was not published.
+                return Err(unsafe { Arc::from_raw(node) });
+            }
+            // SAFETY: the list's strong count, which `node` carries, keeps it alive; only the
+            // pusher touches the link of a source that is not in the list yet.
+            unsafe { &*node }.next.store(head, Ordering::Relaxed);
+            // Release: the drainer must see the link, and what the pusher wrote before.
+            match self
+                .head
+                .compare_exchange_weak(head, node, Ordering::Release, Ordering::Relaxed)
+            {
+                Ok(_) => return Ok(()),
+                Err(actual) => head = actual,
+            }
+        }
+    }
+
+    /// True if a drain would find nothing. A closed intake is empty.
+    pub(crate) fn is_empty(&self) -> bool {
+        let head = self.head.load(Ordering::Relaxed);
+        head.is_null() || head == closed()
+    }
+
+    /// True once [`close`](Intake::close) was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.head.load(Ordering::Acquire) == closed()
+    }
+
+    /// Takes everything, in the order of the pushes.
+    pub(crate) fn drain(&self) -> Drain {
+        // A turn with nothing to drain pays for a load, not for an exchange.
+        if self.is_empty() {
+            return Drain {
+                node: ptr::null_mut(),
+            };
+        }
+        // Only the reactor's thread drains and closes, so the list cannot be closed meanwhile.
+        self.take(ptr::null_mut())
+    }
+
+    /// Takes everything and refuses pushes from now on.
+    pub(crate) fn close(&self) -> Drain {
+        self.take(closed())
+    }
+
+    fn take(&self, replacement: *mut Source) -> Drain {
+        // Acquire: pairs with the pushes' release.
+        let mut node = self.head.swap(replacement, Ordering::Acquire);
+        if node == closed() {
+            node = ptr::null_mut();
+        }
+        // The stack has the newest push on top. The oldest goes first: registrations are armed,
+        // and so reported, in the order in which they were made.
+        let mut reversed = ptr::null_mut();
+        while !node.is_null() {
+            // SAFETY: every node in the list carries a strong count, and the list is now ours.
+            let link = unsafe { &(*node).next };
+            let next = link.load(Ordering::Relaxed);
+            link.store(reversed, Ordering::Relaxed);
+            reversed = node;
+            node = next;
+        }
+        Drain { node: reversed }
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        drop(self.close());
+    }
+}
+
+/// What one drain took.
+pub(crate) struct Drain {
+    node: *mut Source,
+}
+
+impl Iterator for Drain {
+    type Item = Arc<Source>;
+
+    fn next(&mut self) -> Option<Arc<Source>> {
+        if self.node.is_null() {
+            return None;
+        }
+        // SAFETY: the node carries the list's strong count, which goes to the caller here. The link
+        // is read before that: once `QUEUED` is cleared, another thread may push the source again.
+        let source = unsafe { Arc::from_raw(self.node) };
+        self.node = source.next.load(Ordering::Relaxed);
+        Some(source)
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.for_each(drop);
+    }
+}

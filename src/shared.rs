@@ -1,0 +1,85 @@
+//! What a reactor shares with its handles and sources.
+
+use crate::backend::Bell;
+use crate::doorbell::Doorbell;
+use crate::error::Error;
+use crate::intake::Intake;
+use crate::metrics::{Counters, Metrics};
+use crate::source::Source;
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
+use crossbeam_utils::CachePadded;
+use std::io;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) intake: CachePadded<Intake>,
+    pub(crate) doorbell: CachePadded<Doorbell>,
+    /// Living registrations: up before `register` publishes, down when the driver sees the end.
+    registered: CachePadded<AtomicUsize>,
+    pub(crate) bell: Bell,
+    /// Set once somebody holds the reactor's descriptor and so may sleep on it between turns.
+    pub(crate) nested: AtomicBool,
+    pub(crate) counters: Counters,
+}
+
+impl Shared {
+    pub(crate) fn new(bell: Bell) -> Shared {
+        Shared {
+            intake: CachePadded::new(Intake::new()),
+            doorbell: CachePadded::new(Doorbell::new()),
+            registered: CachePadded::new(AtomicUsize::new(0)),
+            bell,
+            nested: AtomicBool::new(false),
+            counters: Counters::default(),
+        }
+    }
+
+    /// An error if no turn will ever come again.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        if self.intake.is_closed() || self.bell.is_orphaned() {
+            Err(Error::ReactorGone.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Queues a source whose `QUEUED` bit the caller has just set. Gives it back if the reactor is
+    /// gone.
+    pub(crate) fn attend(&self, source: Arc<Source>) -> Result<(), Arc<Source>> {
+        self.intake.push(source)?;
+        self.nudge();
+        Ok(())
+    }
+
+    /// Makes a parked reactor look around. One that is awake will before it parks.
+    pub(crate) fn nudge(&self) {
+        if self.doorbell.pushed() {
+            self.bell.ring();
+        }
+    }
+
+    /// Makes the current or the next turn return.
+    pub(crate) fn wake(&self) {
+        self.counters.wakes.add_shared(1);
+        if self.doorbell.wake() {
+            self.bell.ring();
+        }
+    }
+
+    pub(crate) fn count_up(&self) {
+        self.registered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// True if that was the last one.
+    pub(crate) fn count_down(&self) -> bool {
+        self.registered.fetch_sub(1, Ordering::Release) == 1
+    }
+
+    pub(crate) fn registered(&self) -> usize {
+        self.registered.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.counters.snapshot(self.registered())
+    }
+}

@@ -1,0 +1,667 @@
+//! What a registration shares with its reactor.
+//!
+//! Who may touch what:
+//!
+//! 1. `word` (readiness, ends, who owns the waker cells) is changed by anybody, one atomic step at
+//!    a time. Its bits are explained in [`word`].
+//! 2. `cells[direction]` is touched only by whoever set `BUSY(direction)` in `word`. Nobody waits
+//!    for that bit, and no user code runs while it is set: wakers are cloned before and called or
+//!    dropped after.
+//! 3. `intent` (what the user wants) is changed by anybody; the driver acts on it. See [`intent`].
+//! 4. `next` belongs to whoever set `QUEUED` in `intent`, and from the push to the drain to the
+//!    intake.
+//! 5. `slot` belongs to the driver.
+//! 6. Everything else is written before the source is published and never again.
+//!
+//! # The races, and why they are harmless
+//!
+//! *An edge comes while a task is leaving its waker.* The task sets `BUSY`, stores the waker and
+//! clears `BUSY` with an exchange that fails if the word has changed. A dispatch that meets `BUSY`
+//! only sets its bits; the exchange fails, the task sees them and returns `Ready`. A dispatch that
+//! comes after the exchange sees `WAITS` and calls the waker. There is no third order.
+//!
+//! *Two tasks poll one direction.* The second meets `BUSY` and has itself called again, or takes
+//! the cell over and calls the task whose waker it replaces. Nobody is forgotten.
+//!
+//! *Deregistration meets a dispatch.* Both take wakers only after they have claimed the cell with
+//! the same exchange that publishes their news, so a waker is called by exactly one of them. A
+//! dispatch that starts after the end is in the word does nothing.
+
+pub(crate) mod intent;
+pub(crate) mod waiters;
+pub(crate) mod word;
+
+use crate::error::Error;
+use crate::ready::{Interest, Ready};
+use crate::shared::Shared;
+use crate::sync::{Arc, AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell, contain};
+use intent::Intent;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::{self, ManuallyDrop};
+use std::ops::Deref;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::task::{Poll, Waker};
+use waiters::Waiters;
+use word::{Direction, End, Word};
+
+/// The value of `slot` while the source has none.
+pub(crate) const NO_SLOT: u32 = u32::MAX;
+/// The value of `slot` once the driver is done with the source.
+pub(crate) const RETIRED: u32 = u32::MAX - 1;
+
+#[derive(Debug)]
+pub(crate) struct Source {
+    word: AtomicU64,
+    intent: AtomicU32,
+    fd: RawFd,
+    cells: [UnsafeCell<Option<Waker>>; 2],
+    waiters: AtomicPtr<Waiters>,
+    pub(crate) next: AtomicPtr<Source>,
+    slot: AtomicU32,
+    shared: Arc<Shared>,
+}
+
+// SAFETY: `cells` is the only part that is not `Sync` by itself, and rule 2 above gives it one user
+// at a time: `BUSY` is set by an acquiring exchange that fails if it is set already, and cleared by
+// a releasing operation. `Waker` is `Send`, so it may be stored on one thread and taken on another.
+unsafe impl Sync for Source {}
+// SAFETY: as above; nothing in a source is bound to a thread.
+unsafe impl Send for Source {}
+
+/// Readiness as a guard sees it: which bits, and as of which edge.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    pub(crate) ready: Ready,
+    tick: u32,
+}
+
+/// How [`Source::park`] ended.
+enum Parked<R> {
+    Ready(R),
+    Waiting,
+    /// The cell serves another task, which was not to be disturbed.
+    Occupied,
+}
+
+/// What a poll does when the cell serves another task.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Contention {
+    Replace,
+    Yield,
+}
+
+impl Source {
+    pub(crate) fn new(fd: RawFd, interest: Interest, shared: Arc<Shared>) -> Source {
+        Source {
+            word: AtomicU64::new(Word::EMPTY.0),
+            intent: AtomicU32::new(Intent::of(interest).0),
+            fd,
+            cells: [UnsafeCell::new(None), UnsafeCell::new(None)],
+            waiters: AtomicPtr::new(ptr::null_mut()),
+            next: AtomicPtr::new(ptr::null_mut()),
+            slot: AtomicU32::new(NO_SLOT),
+            shared,
+        }
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn load(&self) -> Word {
+        Word(self.word.load(Ordering::Acquire))
+    }
+
+    /// One step of the word: to what `step` makes of it, unless that is `None`. Returns the word
+    /// before the step and what `step` said, or the word that it declined.
+    fn step<R>(&self, step: impl Fn(Word) -> Option<(Word, R)>) -> Result<(Word, R), Word> {
+        let mut word = self.load();
+        loop {
+            let Some((new, result)) = step(word) else {
+                return Err(word);
+            };
+            if new == word {
+                return Ok((word, result));
+            }
+            match self.word.compare_exchange_weak(
+                word.0,
+                new.0,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Ok((word, result)),
+                Err(actual) => word = Word(actual),
+            }
+        }
+    }
+
+    /// A step that never declines.
+    fn advance<R>(&self, advance: impl Fn(Word) -> (Word, R)) -> (Word, R) {
+        self.step(|word| Some(advance(word)))
+            .unwrap_or_else(|_| unreachable!("the step never declines"))
+    }
+
+    /// Takes what the stream has to report.
+    pub(crate) fn take(&self, direction: Direction) -> Option<io::Result<Ready>> {
+        self.step(|word| consume(word, direction))
+            .ok()
+            .map(|(_, outcome)| outcome.map_err(error))
+    }
+
+    /// Looks at what answers `interest` without taking it.
+    pub(crate) fn peek(&self, interest: Interest) -> io::Result<Option<Event>> {
+        let word = self.load();
+        match observe(word, interest) {
+            Some((_, outcome)) => outcome.map(Some).map_err(error),
+            None => Ok(None),
+        }
+    }
+
+    /// A waiter of [`poll_shared`](Source::poll_shared) gives up its place.
+    pub(crate) fn leave(&self, key: &mut Option<usize>) {
+        if let Some(key) = key.take() {
+            self.waiters().leave(key);
+        }
+    }
+
+    /// A guard that saw `event` met `WouldBlock`: clears its bits, unless a newer edge came in.
+    pub(crate) fn clear(&self, event: Event, ready: Ready, interest: Interest) {
+        let _ = self.step(|word| {
+            (word.tick() == event.tick).then(|| (word.cleared(ready & event.ready, interest), ()))
+        });
+    }
+
+    /// Waits until the kernel holds the file no more.
+    pub(crate) fn poll_released(&self, waker: &Waker) -> Poll<()> {
+        let outcome = self.park(Direction::Read, waker, Contention::Replace, |word| {
+            word.released().then_some((word, ()))
+        });
+        match outcome {
+            Parked::Ready(()) => Poll::Ready(()),
+            Parked::Waiting | Parked::Occupied => Poll::Pending,
+        }
+    }
+
+    /// `done(word)`, or the waker into the direction's cell.
+    fn park<R>(
+        &self,
+        direction: Direction,
+        waker: &Waker,
+        contention: Contention,
+        done: impl Fn(Word) -> Option<(Word, R)>,
+    ) -> Parked<R> {
+        if let Ok((_, result)) = self.step(&done) {
+            return Parked::Ready(result);
+        }
+        // Cloned here because `clone` is the user's code. Where the cell has this very waker
+        // already that is a reference too many for a moment.
+        let clone = waker.clone();
+        let claimed = self.step(|word| match done(word) {
+            Some((word, result)) => Some((word, Some(result))),
+            None if word.busy(direction) => None,
+            None => Some((word.with_busy(direction), None)),
+        });
+        let (before, result) = match claimed {
+            Ok(claimed) => claimed,
+            Err(_) if contention == Contention::Yield => return Parked::Occupied,
+            Err(_) => {
+                // Another thread is at the cell right now. Rather than wait for it, come again.
+                contain(|| clone.wake());
+                return Parked::Waiting;
+            }
+        };
+        if let Some(result) = result {
+            return Parked::Ready(result);
+        }
+        let waited = before.waits(direction);
+        let cell = &self.cells[direction as usize];
+        if waited && contention == Contention::Yield {
+            // SAFETY: `BUSY(direction)` is ours.
+            let same = cell.with(|cell| {
+                unsafe { &*cell }
+                    .as_ref()
+                    .is_some_and(|other| other.will_wake(waker))
+            });
+            if !same {
+                // An edge that came in meanwhile left the cell's task to us.
+                let (_, due) = self.advance(|word| {
+                    if is_due(word, direction) {
+                        (word.without_waits(direction), true)
+                    } else {
+                        (word.without_busy(direction), false)
+                    }
+                });
+                if due {
+                    self.call(direction);
+                }
+                return Parked::Occupied;
+            }
+        }
+        // SAFETY: `BUSY(direction)` is ours.
+        let replaced = cell.with_mut(|cell| unsafe { (*cell).replace(clone) });
+        let (_, result) = self.advance(|word| match done(word) {
+            // The waker stays in the cell, uncalled, until it is replaced or the source ends.
+            Some((after, result)) => {
+                let after = after.without_busy(direction).without_waits(direction);
+                (after, Some(result))
+            }
+            None => (word.without_busy(direction).with_waits(direction), None),
+        });
+        if waited
+            && let Some(replaced) = replaced
+            && !replaced.will_wake(waker)
+        {
+            contain(|| replaced.wake());
+        }
+        match result {
+            Some(result) => Parked::Ready(result),
+            None => Parked::Waiting,
+        }
+    }
+
+    /// Calls the waker of a cell whose `BUSY` is ours, and gives the cell back.
+    fn call(&self, direction: Direction) {
+        // SAFETY: `BUSY(direction)` is ours.
+        let waker = self.cells[direction as usize].with_mut(|cell| unsafe { (*cell).take() });
+        self.word
+            .fetch_and(Word(u64::MAX).without_busy(direction).0, Ordering::Release);
+        if let Some(waker) = waker {
+            contain(|| waker.wake());
+        }
+    }
+
+    /// The list of waiters, made on first need.
+    fn waiters(&self) -> &Waiters {
+        let mut waiters = self.waiters.load(Ordering::Acquire);
+        if waiters.is_null() {
+            let fresh = Box::into_raw(Box::new(Waiters::new()));
+            waiters = match self.waiters.compare_exchange(
+                ptr::null_mut(),
+                fresh,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => fresh,
+                Err(theirs) => {
+                    // SAFETY: `fresh` came from `Box::into_raw` and was not published.
+                    drop(unsafe { Box::from_raw(fresh) });
+                    theirs
+                }
+            };
+        }
+        // SAFETY: a list once published stays until the source is dropped.
+        unsafe { &*waiters }
+    }
+
+    /// True once [`deregister`](Source::deregister) was called.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.intent().contains(Intent::CLOSING)
+    }
+
+    // ---- the driver's side ---------------------------------------------------------------------
+
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_slot(&self, slot: u32) {
+        self.slot.store(slot, Ordering::Relaxed);
+    }
+
+    /// What is wanted, as of now. A later change queues the source again.
+    pub(crate) fn take_intent(&self) -> Intent {
+        Intent(self.intent.fetch_and(!Intent::QUEUED.0, Ordering::AcqRel))
+    }
+
+    /// What is wanted, for a source that is not in the intake.
+    pub(crate) fn intent(&self) -> Intent {
+        Intent(self.intent.load(Ordering::Acquire))
+    }
+
+    /// Edges came in: sets their bits and calls who waits for them. False if the registration has
+    /// ended and nobody hears of them.
+    pub(crate) fn dispatch(&self, ready: Ready) -> bool {
+        let news = Word::EMPTY.with_edges(ready);
+        let concerned = Direction::BOTH.map(|direction| !news.edges(direction).is_empty());
+        let claimed = self.step(|word| {
+            if word.end().is_some() {
+                return None;
+            }
+            let mut after = word.with_edges(ready);
+            for direction in Direction::BOTH {
+                if concerned[direction as usize] {
+                    after = after.without_listed(direction);
+                    if word.waits(direction) && !word.busy(direction) {
+                        after = after.without_waits(direction).with_busy(direction);
+                    }
+                }
+            }
+            Some((after, ()))
+        });
+        let Ok((before, ())) = claimed else {
+            return false;
+        };
+        for direction in Direction::BOTH {
+            if concerned[direction as usize] && before.waits(direction) && !before.busy(direction) {
+                self.call(direction);
+            }
+        }
+        self.call_listed(before, |direction| concerned[direction as usize]);
+        true
+    }
+
+    /// The registration ends: every waiter is called, and every call from now on is answered with
+    /// the end.
+    pub(crate) fn end(&self, end: End) {
+        self.finish(|word| word.with_end(end));
+    }
+
+    /// The kernel holds the file no more.
+    pub(crate) fn release(&self) {
+        self.finish(Word::with_released);
+    }
+
+    /// No driver will look at this source again. `closed` says that its descriptor, if it was
+    /// handed over, is closed already.
+    pub(crate) fn orphan(&self, closed: bool) {
+        let before = Intent(self.intent.fetch_or(Intent::ORPHANED.0, Ordering::AcqRel));
+        if before.contains(Intent::CLOSE_FD) && !before.contains(Intent::ORPHANED) && !closed {
+            self.close_fd();
+        }
+        self.finish(|word| word.with_end(End::Gone).with_released());
+    }
+
+    /// Closes the descriptor that [`deregister`](Source::deregister) was given.
+    pub(crate) fn take_fd(&self) -> OwnedFd {
+        // SAFETY: `deregister` gave up the `OwnedFd` with this number when it set `CLOSE_FD`, and
+        // this is called once: by the driver when it acts on that bit, or by whoever set the second
+        // of `CLOSE_FD` and `ORPHANED`.
+        unsafe { OwnedFd::from_raw_fd(self.fd) }
+    }
+
+    fn close_fd(&self) {
+        drop(self.take_fd());
+    }
+
+    /// A change that everybody must hear of. Takes the wakers out of the cells even where nobody
+    /// waits, so that an ended source keeps no task alive.
+    fn finish(&self, change: impl Fn(Word) -> Word) {
+        let (before, ()) = self.advance(|word| {
+            let mut after = change(word);
+            for direction in Direction::BOTH {
+                after = after.without_listed(direction);
+                if !word.busy(direction) {
+                    after = after.without_waits(direction).with_busy(direction);
+                }
+            }
+            (after, ())
+        });
+        for direction in Direction::BOTH {
+            if before.busy(direction) {
+                // Its owner finds the change when it gives the cell back.
+                continue;
+            }
+            if before.waits(direction) {
+                self.call(direction);
+            } else {
+                // SAFETY: `BUSY(direction)` is ours.
+                let unused =
+                    self.cells[direction as usize].with_mut(|cell| unsafe { (*cell).take() });
+                self.word
+                    .fetch_and(Word(u64::MAX).without_busy(direction).0, Ordering::Release);
+                contain(|| drop(unused));
+            }
+        }
+        self.call_listed(before, |_| true);
+    }
+
+    fn call_listed(&self, before: Word, directions: impl Fn(Direction) -> bool) {
+        let listed = |direction| before.listed(direction) && directions(direction);
+        if Direction::BOTH.into_iter().any(listed) {
+            self.waiters().wake(listed);
+        }
+    }
+}
+
+/// A published source, as its registration sees it. It has the strong count that a push to the
+/// intake needs, borrowed from the registration.
+pub(crate) struct Published<'a> {
+    source: ManuallyDrop<Arc<Source>>,
+    registration: PhantomData<&'a ()>,
+}
+
+impl Deref for Published<'_> {
+    type Target = Arc<Source>;
+
+    fn deref(&self) -> &Arc<Source> {
+        &self.source
+    }
+}
+
+impl Published<'_> {
+    /// # Safety
+    ///
+    /// `source` came from `Arc::into_raw`, and its strong count outlives the result.
+    pub(crate) unsafe fn from_raw<'a>(source: *const Source) -> Published<'a> {
+        // SAFETY: the caller's promise; that count is not given back by us.
+        let source = ManuallyDrop::new(unsafe { Arc::from_raw(source) });
+        Published {
+            source,
+            registration: PhantomData,
+        }
+    }
+
+    /// Takes what the stream has to report, or leaves the waker.
+    pub(crate) fn poll(&self, direction: Direction, waker: &Waker) -> Poll<io::Result<Ready>> {
+        let outcome = self.park(direction, waker, Contention::Replace, |word| {
+            consume(word, direction)
+        });
+        match outcome {
+            Parked::Ready(outcome) => Poll::Ready(outcome.map_err(error)),
+            Parked::Waiting | Parked::Occupied => {
+                self.want(direction);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Looks at what answers `interest`, which is of one direction, or leaves the waker in that
+    /// direction's cell.
+    pub(crate) fn poll_event(
+        &self,
+        direction: Direction,
+        interest: Interest,
+        waker: &Waker,
+    ) -> Poll<io::Result<Event>> {
+        let outcome = self.park(direction, waker, Contention::Replace, |word| {
+            observe(word, interest)
+        });
+        match outcome {
+            Parked::Ready(outcome) => Poll::Ready(outcome.map_err(error)),
+            Parked::Waiting | Parked::Occupied => {
+                self.want(direction);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Looks at what answers `interest`, or waits beside any number of others: in the cell if it is
+    /// free, else in the list. `key` is the waiter's place there; it goes to
+    /// [`leave`](Source::leave) when the waiter gives up.
+    pub(crate) fn poll_shared(
+        &self,
+        interest: Interest,
+        key: &mut Option<usize>,
+        waker: &Waker,
+    ) -> Poll<io::Result<Event>> {
+        let directions = Direction::BOTH.map(|direction| direction.serves(interest));
+        let alone = match directions {
+            [true, false] => Some(Direction::Read),
+            [false, true] => Some(Direction::Write),
+            _ => None,
+        };
+        if key.is_none()
+            && let Some(direction) = alone
+        {
+            let outcome = self.park(direction, waker, Contention::Yield, |word| {
+                observe(word, interest)
+            });
+            match outcome {
+                Parked::Ready(outcome) => return Poll::Ready(outcome.map_err(error)),
+                Parked::Waiting => {
+                    self.want(direction);
+                    return Poll::Pending;
+                }
+                Parked::Occupied => {}
+            }
+        }
+        let waiters = self.waiters();
+        let (place, replaced) = waiters.enter(*key, interest, waker.clone());
+        *key = Some(place);
+        drop(replaced);
+        // In the list first, `LISTED` second: whoever sees the bit finds the waiter.
+        let outcome = self.step(|word| match observe(word, interest) {
+            Some((word, outcome)) => Some((word, Some(outcome))),
+            None => {
+                let mut word = word;
+                for direction in Direction::BOTH {
+                    if direction.serves(interest) {
+                        word = word.with_listed(direction);
+                    }
+                }
+                Some((word, None))
+            }
+        });
+        match outcome {
+            Ok((_, Some(outcome))) => {
+                self.leave(key);
+                Poll::Ready(outcome.map_err(error))
+            }
+            _ => {
+                for direction in Direction::BOTH {
+                    if direction.serves(interest) {
+                        self.want(direction);
+                    }
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// A task waits for this direction: sees to it that it is armed.
+    fn want(&self, direction: Direction) {
+        let intent = Intent(self.intent.load(Ordering::Relaxed));
+        let missing = match direction {
+            // Somebody who registered for priority events alone has a read stream.
+            Direction::Read
+                if intent.interest_bits() & (Interest::READABLE | Interest::PRIORITY).bits()
+                    == 0 =>
+            {
+                Intent::of(Interest::READABLE)
+            }
+            Direction::Write if intent.interest_bits() & Interest::WRITABLE.bits() == 0 => {
+                Intent::of(Interest::WRITABLE)
+            }
+            _ => Intent(0),
+        };
+        if missing != Intent(0) || !intent.contains(Intent::ANNOUNCED) {
+            self.request(missing);
+        }
+    }
+
+    /// Adds an interest to what is armed.
+    pub(crate) fn add_interest(&self, interest: Interest) {
+        let wanted = Intent::of(interest);
+        if !Intent(self.intent.load(Ordering::Relaxed)).contains(wanted) {
+            self.request(wanted);
+        }
+    }
+
+    /// First push of a published source. Also called by whoever meets a published source that is
+    /// not announced, so that nobody depends on the publisher being scheduled again.
+    pub(crate) fn announce(&self) {
+        if !Intent(self.intent.load(Ordering::Relaxed)).contains(Intent::ANNOUNCED) {
+            self.request(Intent(0));
+        }
+    }
+
+    /// Ends the registration from the user's side. With `close`, the descriptor goes to the driver,
+    /// which closes it once the kernel's poll is off.
+    pub(crate) fn deregister(&self, close: Option<OwnedFd>) {
+        let mut bits = Intent::CLOSING;
+        if let Some(fd) = close {
+            debug_assert_eq!(std::os::fd::AsRawFd::as_raw_fd(&fd), self.fd);
+            mem::forget(fd);
+            bits = bits.or(Intent::CLOSE_FD);
+        }
+        // The end first: a turn that comes after this call must find it.
+        self.end(End::Deregistered);
+        self.request(bits);
+    }
+
+    /// Adds to the intent and makes the driver look, unless it is about to look anyway.
+    fn request(&self, bits: Intent) {
+        let bits = bits.or(Intent::QUEUED).or(Intent::ANNOUNCED);
+        let before = Intent(self.intent.fetch_or(bits.0, Ordering::AcqRel));
+        if before.contains(Intent::ORPHANED) {
+            if bits.contains(Intent::CLOSE_FD) {
+                self.close_fd();
+            }
+        } else if !before.contains(Intent::QUEUED)
+            && let Err(source) = self.shared.attend(Arc::clone(&self.source))
+        {
+            source.orphan(false);
+        }
+    }
+}
+
+/// What a registration's poll makes of the word.
+fn consume(word: Word, direction: Direction) -> Option<(Word, Result<Ready, End>)> {
+    answer(word).or_else(|| {
+        let ready = word.edges(direction);
+        (!ready.is_empty()).then(|| (word.consumed(direction), Ok(ready)))
+    })
+}
+
+/// What a guard's poll makes of the word.
+fn observe(word: Word, interest: Interest) -> Option<(Word, Result<Event, End>)> {
+    answer(word).or_else(|| {
+        let ready = word.answers(interest);
+        let tick = word.tick();
+        (!ready.is_empty()).then_some((word, Ok(Event { ready, tick })))
+    })
+}
+
+/// True if the task that waits in this direction's cell has something to come for.
+fn is_due(word: Word, direction: Direction) -> bool {
+    word.end().is_some() || word.released() || !word.edges(direction).is_empty()
+}
+
+fn answer<R>(word: Word) -> Option<(Word, Result<R, End>)> {
+    word.end().map(|end| (word, Err(end)))
+}
+
+/// Made only once the step is done: an `io::Error` allocates.
+fn error(end: End) -> io::Error {
+    match end {
+        End::Deregistered => Error::Deregistered.into(),
+        End::Gone => Error::ReactorGone.into(),
+        End::Failed(errno) => io::Error::from_raw_os_error(errno),
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let waiters = self.waiters.load(Ordering::Acquire);
+        if !waiters.is_null() {
+            // SAFETY: made by `Box::into_raw` in `waiters`, and nobody shares the source any more.
+            drop(unsafe { Box::from_raw(waiters) });
+        }
+    }
+}

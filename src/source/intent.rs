@@ -1,0 +1,72 @@
+//! The intent word: what the user wants of a source, and whether the driver has been told to look.
+//!
+//! | bit | name | set by, when | cleared by, when |
+//! | --- | --- | --- | --- |
+//! | 0-2 | interest | `register`; a poll of a direction that was not asked for | nobody |
+//! | 3 | `CLOSING` | `deregister`, or drop of the registration | nobody |
+//! | 4 | `CLOSE_FD` | a deregistration that hands its descriptor over | nobody |
+//! | 5 | `QUEUED` | whoever pushes the source to the intake | the driver, with the same operation that reads the rest |
+//! | 6 | `ANNOUNCED` | the first push | nobody |
+//! | 7 | `ORPHANED` | whoever finds that no driver will come any more | nobody |
+//!
+//! One word, so that the driver's "clear `QUEUED`, then read what is wanted" is a single step: a
+//! change that it does not see finds `QUEUED` clear and queues the source again.
+//!
+//! `CLOSE_FD` and `ORPHANED` meet here for the same reason: whoever sets the second of the two
+//! learns so from the operation's result, and that one, and only that one, closes the descriptor.
+
+use crate::ready::Interest;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Intent(pub(crate) u32);
+
+impl Intent {
+    const INTEREST: u32 = 0b111;
+    pub(crate) const CLOSING: Intent = Intent(1 << 3);
+    pub(crate) const CLOSE_FD: Intent = Intent(1 << 4);
+    pub(crate) const QUEUED: Intent = Intent(1 << 5);
+    pub(crate) const ANNOUNCED: Intent = Intent(1 << 6);
+    pub(crate) const ORPHANED: Intent = Intent(1 << 7);
+
+    pub(crate) const fn of(interest: Interest) -> Intent {
+        Intent(interest.bits() as u32)
+    }
+
+    pub(crate) const fn or(self, other: Intent) -> Intent {
+        Intent(self.0 | other.0)
+    }
+
+    pub(crate) const fn contains(self, other: Intent) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The interest as `Ready`-style bits.
+    pub(crate) const fn interest_bits(self) -> u8 {
+        (self.0 & Intent::INTEREST) as u8
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_do_not_overlap() {
+        let all = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        let fields = [
+            Intent::of(all),
+            Intent::CLOSING,
+            Intent::CLOSE_FD,
+            Intent::QUEUED,
+            Intent::ANNOUNCED,
+            Intent::ORPHANED,
+        ];
+        let mut union = Intent(0);
+        for field in fields {
+            assert_eq!(union.0 & field.0, 0);
+            union = union.or(field);
+            assert!(union.contains(field));
+        }
+        assert_eq!(union.interest_bits(), all.bits());
+    }
+}

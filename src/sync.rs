@@ -1,0 +1,73 @@
+//! The synchronization primitives of the lock-free state: std's, or loom's when the models run.
+//!
+//! This is the only place that knows which. Everything that two threads share is written against
+//! these names, so that `loom-tests/` checks the code that ships and not a copy of it.
+
+#[cfg(not(loom))]
+mod primitive {
+    pub(crate) use std::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
+
+    /// `std::cell::UnsafeCell` with loom's interface: access is a closure, so that loom can see
+    /// where it starts and ends.
+    #[derive(Debug)]
+    pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        pub(crate) const fn new(value: T) -> Self {
+            Self(std::cell::UnsafeCell::new(value))
+        }
+
+        #[inline(always)]
+        pub(crate) fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+            f(self.0.get())
+        }
+
+        #[inline(always)]
+        pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+            f(self.0.get())
+        }
+    }
+
+    /// Runs a user's waker and keeps its panic from reaching the caller, who has other wakers to
+    /// call. The panic hook has reported it by then.
+    pub(crate) fn contain(f: impl FnOnce()) {
+        if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
+            tracing::error!("a waker panicked while the reactor called it");
+            // The payload's own destructor is the user's code too.
+            std::mem::forget(panic);
+        }
+    }
+}
+
+#[cfg(loom)]
+mod primitive {
+    pub(crate) use loom::cell::UnsafeCell;
+    pub(crate) use loom::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
+
+    /// A panic under loom is a finding and must end the model.
+    pub(crate) fn contain(f: impl FnOnce()) {
+        f();
+    }
+}
+
+pub(crate) use primitive::*;
+
+/// A `const fn`, except under loom, whose atomics cannot be made in a constant.
+macro_rules! const_unless_loom {
+    ($(#[$attribute:meta])* $visibility:vis fn $($rest:tt)*) => {
+        #[cfg(not(loom))]
+        $(#[$attribute])*
+        $visibility const fn $($rest)*
+
+        #[cfg(loom)]
+        $(#[$attribute])*
+        $visibility fn $($rest)*
+    };
+}
+pub(crate) use const_unless_loom;
