@@ -8,8 +8,9 @@
 //! address (`SO_REUSEPORT`), so the kernel deals the connections out, and a connection lives and
 //! dies on the thread that accepted it.
 //!
-//! Ctrl-C and `SIGTERM` end the server with good manners: it stops to accept, answers the requests
-//! that are on their way, closes idle connections, and prints its counters. A second Ctrl-C kills.
+//! Ctrl-C and `SIGTERM` end the server gracefully: it accepts no more connections, answers the
+//! requests that are on their way, closes idle connections, and prints its counters. A second Ctrl-C
+//! ends it at once.
 //!
 //! What a server on the open internet needs beyond this: a timeout for clients that never finish
 //! their request, and a limit of connections.
@@ -36,12 +37,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
-use uring_reactor::{AsyncFd, Handle, Interest, Reactor, Ready};
+use uring_reactor::{AsyncFd, Handle, Interest, Reactor};
 
 /// How long a stopping server waits for answers that are on their way.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long a core that cannot accept, for want of descriptors, waits before it tries again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 fn main() -> io::Result<()> {
     // The reactor says through `tracing` if it had to fall back to epoll, and why.
@@ -57,7 +58,6 @@ fn main() -> io::Result<()> {
     signals.add(Signal::SIGTERM);
     signals.thread_block()?;
 
-    // A reactor may be built here and turned elsewhere, so that whatever fails, fails here.
     let address = std::env::args()
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:8080".to_owned());
@@ -67,13 +67,18 @@ fn main() -> io::Result<()> {
     for _ in 1..thread::available_parallelism()?.get() {
         listeners.push(listen(address)?);
     }
+    // Built here and turned on other threads, so that whatever can fail at the start fails here.
     let reactors = listeners
         .iter()
         .map(|_| Reactor::new())
         .collect::<io::Result<Vec<_>>>()?;
     let cores: Vec<Core> = reactors
         .iter()
-        .map(|reactor| Core::new(reactor.handle()))
+        .map(|reactor| Core {
+            reactor: reactor.handle(),
+            connections: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+        })
         .collect();
 
     println!("http://{address} on {} cores. Try:", cores.len());
@@ -95,7 +100,7 @@ fn main() -> io::Result<()> {
                     if let Err(error) = run_core(reactor, listener, everyone, index, &stopped) {
                         eprintln!("core {index}: {error}");
                     }
-                    // A server with a core less would be a puzzle, so all of it stops.
+                    // A server that lacks a core would be a puzzle, so an error of one ends all.
                     stopped.close();
                 })?;
         }
@@ -119,7 +124,7 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// A listener beside others on one address. The kernel spreads connections evenly over all of them.
+/// A listener beside others on the same address: the kernel spreads connections over all of them.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
@@ -154,14 +159,6 @@ struct Core {
 }
 
 impl Core {
-    fn new(reactor: Handle) -> Core {
-        Core {
-            reactor,
-            connections: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
-        }
-    }
-
     fn counters(&self) -> [(&'static str, u64); 13] {
         let reactor = self.reactor.metrics();
         [
@@ -256,7 +253,7 @@ async fn connection(
     let mut http = http1::Builder::new().serve_connection(Io(stream), service);
     let mut finish = pin!(closed(&finishing));
     let mut told = false;
-    // An error here is a client that vanished or does not speak HTTP, and hyper has told the latter.
+    // An error here is a client that vanished, or one that does not speak HTTP and was told so.
     let _ = future::poll_fn(|cx| {
         if !told && finish.as_mut().poll(cx).is_ready() {
             told = true;
@@ -329,20 +326,12 @@ impl hyper::rt::Read for Io {
     ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
-            // SAFETY: `recv` only ever writes to this memory; it de-initialises nothing.
+            // SAFETY: `recv` only writes bytes that are initialised, so it never undoes that.
             let spare = unsafe { buffer.as_mut() };
-            let received = guard.try_io(|socket| SockRef::from(socket.get_ref()).recv(spare));
-            let Ok(received) = received else { continue };
-            let read = received?;
-            // A read that leaves room in the buffer has emptied the socket (epoll(7) promises that
-            // for streams), so the next one waits without asking the kernel a second time. Zero
-            // bytes are the end, which stays.
-            if 0 < read && read < spare.len() {
-                guard.clear_ready_matching(Ready::READABLE);
+            if let Ok(result) = guard.try_io(|socket| SockRef::from(socket.get_ref()).recv(spare)) {
+                // SAFETY: the kernel has written that many bytes at the start of `spare`.
+                return Poll::Ready(result.map(|read| unsafe { buffer.advance(read) }));
             }
-            // SAFETY: the kernel has written that many bytes at the start of `spare`.
-            unsafe { buffer.advance(read) };
-            return Poll::Ready(Ok(()));
         }
     }
 }

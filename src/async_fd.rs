@@ -440,10 +440,12 @@ impl<T: AsFd> AsRawFd for AsyncFd<T> {
     }
 }
 
-impl<T: fmt::Debug> fmt::Debug for AsyncFd<T> {
+/// Names the descriptor. What the `T` has to say is to be asked of [`AsyncFd::get_ref`], so that a `T`
+/// need not be `Debug`.
+impl<T> fmt::Debug for AsyncFd<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AsyncFd")
-            .field("io", &self.io)
+            .field("registration", &self.registration)
             .finish_non_exhaustive()
     }
 }

@@ -86,15 +86,19 @@ impl Doorbell {
     /// A turn begins. Where the reactor was parked between turns, it is not any more; that it was
     /// rung stays.
     pub(crate) fn resume(&self) {
-        let _ = self
-            .state
-            .compare_exchange(PARKED, RUNNING, Ordering::Relaxed, Ordering::Relaxed);
+        if self.state.load(Ordering::Relaxed) == PARKED {
+            let _ =
+                self.state
+                    .compare_exchange(PARKED, RUNNING, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     /// The reactor is awake. True if somebody had asked for that.
     pub(crate) fn unpark(&self) -> bool {
-        // Acquire: pairs with `wake`.
-        self.state.swap(RUNNING, Ordering::Acquire) == RUNG
+        // A turn that does not sleep finds `RUNNING` and pays for a load, not for an exchange: nobody
+        // but this thread parks. Acquire: pairs with `wake`.
+        self.state.load(Ordering::Acquire) != RUNNING
+            && self.state.swap(RUNNING, Ordering::Acquire) == RUNG
     }
 
     /// True if somebody asked for a turn and none has ended for it yet.

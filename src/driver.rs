@@ -327,6 +327,9 @@ impl Driver {
 
     /// Acts on the batch. Returns how many events reached a registration.
     fn dispatch(&mut self) -> usize {
+        if self.batch.is_empty() {
+            return 0;
+        }
         let mut events = 0;
         let mut completions = 0;
         // By index: the backend may add to the batch meanwhile.

@@ -253,7 +253,7 @@ impl Kernel for Epoll {
     }
 
     fn raise(&self) {
-        self.shared.bell.ring();
+        self.shared.bell.ring(true);
     }
 
     fn settle(&mut self) -> io::Result<bool> {

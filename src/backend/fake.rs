@@ -118,7 +118,7 @@ impl Bell {
         Ok(Bell { world })
     }
 
-    pub(crate) fn ring(&self) {
+    pub(crate) fn ring(&self, _nested: bool) {
         self.world.lock().rung = true;
         self.world.changed.notify_all();
     }

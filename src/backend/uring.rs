@@ -12,7 +12,7 @@
 //! - **The far tier**, an epoll instance for files that a ring refuses (more than two wait queues:
 //!   `EINVAL`). The ring watches the instance.
 //! - **Other loops.** Under `DEFER_TASKRUN` a ring's descriptor does not become readable when work
-//!   comes in, only a registered eventfd does: `notifier` is what others may wait for.
+//!   comes in, only a registered eventfd does: the bell's `notifier` is what others may wait for.
 //! - **The end of a ring** is not the end of its polls: the kernel takes them down tens of
 //!   milliseconds later, and only then are their files let go. `sentinel` is the write end of a pipe
 //!   whose read end nobody but the ring holds, as a registered file; those go last. Its `POLLERR`
@@ -21,7 +21,7 @@
 
 pub(crate) mod ring;
 
-use crate::backend::bell::{new_eventfd, replace, signal};
+use crate::backend::bell::{new_eventfd, signal};
 use crate::backend::epoll::Entries;
 use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events, process};
 use crate::shared::Shared;
@@ -165,7 +165,6 @@ impl Drop for Instance {
 
 pub(crate) struct Uring {
     instance: Instance,
-    notifier: OwnedFd,
     far: Option<Entries>,
     /// Sentinels of replaced rings.
     graves: Vec<OwnedFd>,
@@ -178,9 +177,10 @@ pub(crate) struct Uring {
 
 impl Uring {
     pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Uring> {
+        let instance = Instance::new()?;
+        shared.bell.set_notifier(new_eventfd()?);
         Ok(Uring {
-            instance: Instance::new()?,
-            notifier: new_eventfd()?,
+            instance,
             far: None,
             graves: Vec::new(),
             made: Vec::new(),
@@ -205,6 +205,22 @@ impl Uring {
         self.far
             .as_mut()
             .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Enables the ring on this thread, and watches what is the backend's own.
+    fn set_up(&mut self) -> io::Result<()> {
+        self.instance.ring.enable()?;
+        let bell = self.shared.bell.fd().as_raw_fd();
+        self.watch(BELL, bell);
+        if let Some(far) = &self.far {
+            let far = far.fd().as_raw_fd();
+            self.watch(FAR, far);
+        }
+        for index in 0..self.graves.len() {
+            let sentinel = self.graves[index].as_raw_fd();
+            self.instance.push(poll_add(GRAVE, sentinel, 0));
+        }
+        self.instance.enter(0, None)
     }
 
     fn close_entry(&mut self, token: Token, fd: OwnedFd) {
@@ -350,19 +366,11 @@ impl Kernel for Uring {
     }
 
     fn start(&mut self) -> io::Result<()> {
-        self.instance.ring.enable()?;
         self.instance.owner = Some(process::thread());
-        let bell = self.shared.bell.fd().as_raw_fd();
-        self.watch(BELL, bell);
-        if let Some(far) = &self.far {
-            let far = far.fd().as_raw_fd();
-            self.watch(FAR, far);
-        }
-        for index in 0..self.graves.len() {
-            let sentinel = self.graves[index].as_raw_fd();
-            self.instance.push(poll_add(GRAVE, sentinel, 0));
-        }
-        self.instance.enter(0, None)
+        let started = self.set_up();
+        // A ring can be enabled once. What failed half-way is replaced.
+        self.instance.broken = started.is_err();
+        started
     }
 
     fn salvage(&mut self, batch: &mut Vec<Completion>) {
@@ -404,7 +412,6 @@ impl Kernel for Uring {
         if inherited {
             // Both are the parent's as well. The parent's ring does not end with our part in it.
             self.shared.bell.replace()?;
-            replace(self.notifier.as_fd(), new_eventfd()?)?;
             self.graves.clear();
         } else {
             self.graves.extend(sentinel);
@@ -417,11 +424,11 @@ impl Kernel for Uring {
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.notifier.as_fd()
+        self.shared.bell.notifier().expect("`new` has set it")
     }
 
     fn raise(&self) {
-        signal(self.notifier.as_fd());
+        signal(self.descriptor());
     }
 
     fn settle(&mut self) -> io::Result<bool> {
@@ -431,11 +438,11 @@ impl Kernel for Uring {
             self.instance.enter(0, None)?;
         }
         if !self.instance.notifies {
-            self.instance.ring.register_eventfd(self.notifier.as_fd())?;
+            self.instance.ring.register_eventfd(self.descriptor())?;
             self.instance.notifies = true;
         }
         // Down first, then look: what comes in after the look raises it.
-        let _ = rustix::io::read(&self.notifier, &mut [0; 8]);
+        let _ = rustix::io::read(self.descriptor(), &mut [0; 8]);
         let idle = !self.instance.ring.has_completions()
             && !self.instance.ring.has_work()
             && self.instance.backlog.is_empty();
@@ -476,5 +483,105 @@ impl Kernel for Uring {
         if !graves.iter().all(|sentinel| is_gone(sentinel, deadline)) {
             tracing::warn!("the kernel has not taken an io_uring down in {LONGEST_END:?}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Bell;
+
+    const POLL: Token = Token::new(Tag::Main, 3, 1);
+
+    fn started() -> Uring {
+        let shared = Arc::new(Shared::new(Bell::new().unwrap()));
+        let mut uring = Uring::new(shared).unwrap();
+        uring.start().unwrap();
+        uring
+    }
+
+    /// Waits, with the backend's own completions acted upon, until there is one for `POLL`.
+    fn next(uring: &mut Uring) -> Completion {
+        for _ in 0..100 {
+            let mut batch = Vec::new();
+            uring
+                .wait(Some(Duration::from_secs(10)), &mut batch)
+                .unwrap();
+            let mut index = 0;
+            while let Some(&completion) = batch.get(index) {
+                index += 1;
+                match completion.token.tag() {
+                    Some(Tag::Internal) => uring.own(completion, &mut batch),
+                    _ if completion.token == POLL => return completion,
+                    _ => {}
+                }
+            }
+        }
+        panic!("no completion came");
+    }
+
+    #[test]
+    fn the_far_tier_serves_what_the_ring_refuses() {
+        let mut uring = started();
+        let watched = new_eventfd().unwrap();
+        uring.arm(POLL, watched.as_raw_fd(), events::IN, Tier::Far);
+        for _ in 0..3 {
+            signal(watched.as_fd());
+            let completion = next(&mut uring);
+            assert_eq!(completion.result, i32::from(events::IN));
+            assert!(completion.more);
+        }
+        uring.cancel(POLL, watched.as_raw_fd(), None);
+        let completion = next(&mut uring);
+        assert_eq!(completion.result, -libc::ECANCELED);
+        assert!(!completion.more);
+    }
+
+    #[test]
+    fn the_far_tier_answers_for_what_it_refuses_too() {
+        let mut uring = started();
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        uring.arm(POLL, file.as_raw_fd(), events::IN, Tier::Far);
+        assert_eq!(next(&mut uring), Completion::end(POLL, libc::EPERM));
+    }
+
+    #[test]
+    fn a_batch_larger_than_the_queue_is_handed_over_whole() {
+        let mut uring = started();
+        let watched = new_eventfd().unwrap();
+        signal(watched.as_fd());
+        let count = 5000;
+        for slot in 0..count {
+            let token = Token::new(Tag::Main, slot, 1);
+            uring.arm(token, watched.as_raw_fd(), events::IN, Tier::Near);
+        }
+        let mut seen = vec![false; count as usize];
+        let mut batch = Vec::new();
+        for _ in 0..100 {
+            uring.wait(Some(Duration::ZERO), &mut batch).unwrap();
+            for completion in batch.drain(..) {
+                assert_eq!(completion.result, i32::from(events::IN));
+                seen[completion.token.slot() as usize] = true;
+            }
+        }
+        assert!(seen.into_iter().all(|seen| seen));
+    }
+
+    #[test]
+    fn the_notifier_is_down_when_there_is_nothing_to_say() {
+        let mut uring = started();
+        assert!(uring.settle().unwrap());
+        let readable = |uring: &Uring| {
+            let notifier = uring.descriptor();
+            let mut watched = [PollFd::new(&notifier, PollFlags::IN)];
+            poll(&mut watched, Some(&Timespec::default())).unwrap() == 1
+        };
+        assert!(!readable(&uring));
+        uring.shared.bell.ring(true);
+        assert!(readable(&uring));
+        let mut batch = Vec::new();
+        uring.wait(Some(Duration::ZERO), &mut batch).unwrap();
+        assert!(uring.settle().unwrap());
+        assert!(!readable(&uring));
     }
 }

@@ -421,3 +421,31 @@ impl Drop for Turning {
 pub(crate) fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     pin!(future).poll(&mut Context::from_waker(Waker::noop()))
 }
+
+/// Raises the limit of descriptors as far as `wanted` needs it, and returns how many there can be:
+/// fewer than wanted where the system's limit is low. For processes of their own.
+pub(crate) fn descriptors_to_spare(wanted: usize) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let reserve = 100;
+    let limit = getrlimit(Resource::Nofile);
+    let needed = (wanted + reserve) as u64;
+    let allowed = limit.maximum.unwrap_or(u64::MAX).min(needed);
+    if limit.current.is_some_and(|current| current < allowed) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), maximum: limit.maximum })
+            .unwrap();
+    }
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(current).unwrap_or(usize::MAX).saturating_sub(reserve).min(wanted)
+}
+
+/// Limits the locked memory, also of a privileged user. For processes of their own.
+pub(crate) fn limit_locked_memory(bytes: u64) {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let mut sets = capabilities(None).unwrap();
+    sets.effective -= CapabilitySet::IPC_LOCK;
+    sets.permitted -= CapabilitySet::IPC_LOCK;
+    set_capabilities(None, sets).unwrap();
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    setrlimit(Resource::Memlock, limit).unwrap();
+}

@@ -148,7 +148,7 @@ impl Ring {
         let queued = self.queued();
         let least = self.lag + want;
         // A timeout costs the kernel a timer, so it is given only where one can expire.
-        let timeout = timeout.filter(|_| want > 0);
+        let timeout = timeout.filter(|timeout| want > 0 && timeout.as_secs() < i32::MAX as u64);
         self.syscall(
             queued,
             least,
