@@ -656,3 +656,6 @@ fn wanted(intent: Intent, separate_urgent: bool) -> (u16, u16) {
         (main | events::PRI, 0)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
