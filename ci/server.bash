@@ -2,7 +2,15 @@
 
 server=
 log=$(mktemp)
-trap 'if [ -n "$server" ]; then kill -KILL "$server" 2>/dev/null || true; fi; rm -f "$log"' EXIT
+trap clean_up EXIT
+
+clean_up() {
+    if [ -n "$server" ]; then
+        kill -KILL "$server" || true
+        wait "$server" || true
+    fi 2>/dev/null
+    rm -f "$log"
+}
 
 fail() {
     echo "$*" >&2

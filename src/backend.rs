@@ -116,7 +116,7 @@ impl Completion {
 pub(crate) enum Tier {
     /// Where the backend keeps polls.
     Near,
-    /// Where it keeps those that the near tier refuses.
+    /// Where it keeps those that the near tier cannot serve.
     Far,
 }
 
@@ -124,8 +124,8 @@ pub(crate) enum Tier {
 ///
 /// Requests may be kept back until the next [`wait`](Kernel::wait). They cannot fail: what goes
 /// wrong comes as a completion.
-pub(crate) trait Kernel: Send {
-    /// Whether urgent data needs a poll of its own: see `events::PRI` in the uring backend.
+pub(crate) trait Kernel: Send + Sync {
+    /// Whether urgent data needs a poll of its own, in the far tier.
     fn separate_urgent(&self) -> bool;
 
     /// Arms a poll that reports edges. What is ready now is reported too.
@@ -159,14 +159,20 @@ pub(crate) trait Kernel: Send {
     /// Starts over on this thread and in this process. Every poll is gone, without a completion.
     fn rebuild(&mut self) -> io::Result<()>;
 
-    /// The descriptor that another event loop can wait for.
+    /// The descriptor that another event loop can wait for: readable when a poll of the tier that
+    /// [`nest`](Kernel::nest) names has something to say, and when the bell is rung.
     fn descriptor(&self) -> BorrowedFd<'_>;
 
-    /// Makes [`descriptor`](Kernel::descriptor) readable until the next turn.
-    fn raise(&self);
+    /// Somebody is about to get the descriptor: it shows the bell, at least, from here on.
+    fn expose(&self) -> io::Result<()> {
+        Ok(())
+    }
 
-    /// Hands over all requests, and makes `descriptor` unreadable, unless there is something to
-    /// say: then the result is false.
+    /// From now on the descriptor counts. The tier in which every poll has to be for that.
+    fn nest(&mut self) -> io::Result<Tier>;
+
+    /// Hands over all requests. False if there is something to say that the descriptor does not
+    /// show.
     fn settle(&mut self) -> io::Result<bool>;
 
     /// Expects many waits on this thread until [`unpin`](Kernel::unpin).

@@ -236,10 +236,18 @@ fn run(mut reactor: Reactor, control: &Control) {
         }
     }
     let _finish = Finish(control);
+    let shared = Arc::clone(reactor.shared());
     let driver = reactor.driver_mut();
     driver.pin();
+    // Nothing that happens in the kernel may follow upon the last registration's end, so the thread
+    // must not go to sleep after it.
+    let goes_on = || match control.order.load(Ordering::Acquire) {
+        STOP => false,
+        UNTIL_IDLE => shared.registered() > 0,
+        _ => true,
+    };
     while !is_over(control, driver) {
-        if let Err(error) = driver.turn(None, || true) {
+        if let Err(error) = driver.turn(None, goes_on) {
             tracing::error!(%error, "a background reactor cannot take its turn; trying again");
             thread::sleep(REST);
         }

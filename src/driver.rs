@@ -81,6 +81,7 @@ struct Slot {
     main: Watch,
     urgent: Watch,
     fd: Fd,
+    /// Of the main poll. The urgent one is always far.
     tier: Tier,
     /// Known to have a wait queue, so that an early end means an overflow.
     pollable: bool,
@@ -110,6 +111,10 @@ pub(crate) struct Driver {
     ended: Vec<u32>,
     /// Sources that are done with, but whose files a replaced ring may still hold.
     haunted: Vec<Arc<Source>>,
+    /// Where new polls go.
+    tier: Tier,
+    /// The backend knows that its descriptor counts.
+    nested: bool,
 }
 
 impl std::fmt::Debug for Driver {
@@ -129,6 +134,8 @@ impl Driver {
             batch: Vec::with_capacity(256),
             ended: Vec::new(),
             haunted: Vec::new(),
+            tier: Tier::Near,
+            nested: false,
         }
     }
 
@@ -142,6 +149,10 @@ impl Driver {
         self.shared.counters.turns.add(1);
         self.shared.doorbell.resume();
         self.stand()?;
+        let nested = self.shared.nested.load(Ordering::Acquire);
+        if nested && !self.nested {
+            self.nest()?;
+        }
         let asleep = self.admit_until_asleep(timeout, idle);
         let timeout = if asleep {
             timeout
@@ -154,7 +165,7 @@ impl Driver {
         }
         let events = self.dispatch();
         self.recover();
-        if self.shared.nested.load(Ordering::Acquire) {
+        if nested {
             self.settle()?;
         }
         waited.map(|()| events)
@@ -175,6 +186,7 @@ impl Driver {
             Standing::Inherited => {}
         }
         self.kernel.rebuild()?;
+        self.nested = false;
         tracing::debug!(
             ?standing,
             slots = self.slots.len(),
@@ -189,6 +201,22 @@ impl Driver {
                 slot.fd = Fd::Closed;
             }
             self.ended.push(index as u32);
+        }
+        self.recover();
+        Ok(())
+    }
+
+    /// Somebody has our descriptor: moves every poll to where it shows there.
+    fn nest(&mut self) -> io::Result<()> {
+        self.tier = self.kernel.nest()?;
+        self.nested = true;
+        for (index, slot) in &mut self.slots {
+            if slot.tier != self.tier {
+                slot.tier = self.tier;
+                // `reconcile` finds that this is not what is wanted, and starts over.
+                slot.main.events = 0;
+                self.ended.push(index as u32);
+            }
         }
         self.recover();
         Ok(())
@@ -240,7 +268,7 @@ impl Driver {
                     main: Watch::IDLE,
                     urgent: Watch::IDLE,
                     fd: Fd::Kept,
-                    tier: Tier::Near,
+                    tier: self.tier,
                     pollable: false,
                     failed: false,
                     closing: false,
@@ -270,7 +298,11 @@ impl Driver {
         let fd = slot.source.fd();
         // The urgent poll first: a close is linked to the cancel of the last one.
         for (tag, wanted) in [(Tag::Urgent, urgent), (Tag::Main, main)] {
-            let tier = slot.tier;
+            let tier = if tag == Tag::Urgent {
+                Tier::Far
+            } else {
+                slot.tier
+            };
             let other_idle = tag == Tag::Main && slot.urgent.state != State::Armed;
             let watch = slot.watch(tag);
             match watch.state {
@@ -468,11 +500,10 @@ impl Driver {
         let quiet = self.kernel.settle()?;
         let shared = &self.shared;
         let asleep = quiet
-            && self.batch.is_empty()
             && !shared.doorbell.is_rung()
             && shared.doorbell.park(|| shared.intake.is_empty()) == Parked::Asleep;
         if !asleep {
-            self.kernel.raise();
+            shared.bell.ring();
         }
         Ok(())
     }
@@ -480,8 +511,11 @@ impl Driver {
     /// The descriptor that another loop may wait for.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         if !self.shared.nested.swap(true, Ordering::AcqRel) {
-            // Nothing has been watched for this descriptor yet, so the first turn is on us.
-            self.kernel.raise();
+            if let Err(error) = self.kernel.expose() {
+                tracing::error!(%error, "the reactor's descriptor does not show wakes until a turn");
+            }
+            // Polls show there after the next turn, so that one is asked for.
+            self.shared.bell.ring();
         }
         self.kernel.descriptor()
     }
@@ -610,31 +644,8 @@ impl Slot {
             if self.main.state != State::Idle {
                 bits &= events::PRI;
             }
-            bits &= !(events::IN | events::OUT);
-            if bits & events::PRI != 0 && !self.is_urgent() {
-                bits &= !events::PRI;
-            }
         }
         Ready::from_poll(bits)
-    }
-
-    /// Whether a priority event is what it says. A socket's wake-up says "urgent" for every segment,
-    /// so the socket is asked. Other files are believed: some of them forget the event when they
-    /// are asked (`/proc/mounts`, pressure-stall files).
-    fn is_urgent(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, poll};
-
-        // SAFETY: as in `polled`.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.source.fd()) };
-        if rustix::net::sockopt::socket_type(fd).is_err() {
-            return true;
-        }
-        let mut asked = [PollFd::from_borrowed_fd(fd, PollFlags::PRI)];
-        let now = rustix::time::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        poll(&mut asked, Some(&now)).is_err() || asked[0].revents().contains(PollFlags::PRI)
     }
 }
 

@@ -255,8 +255,9 @@ impl AsFd for Reactor {
     /// asked for by [`Handle::wake`] or by a registration, so that a reactor can be nested in
     /// another event loop. Level-triggered; a turn makes it unreadable.
     ///
-    /// The first call is the start of some extra work a turn. It leaves the descriptor readable
-    /// until the next turn.
+    /// The first call leaves it readable until the next turn. From that turn on a reactor on a ring
+    /// keeps its polls in an epoll instance, because a ring cannot be waited for in this way: it then
+    /// costs what epoll costs.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.driver
             .as_ref()

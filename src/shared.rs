@@ -51,14 +51,10 @@ impl Shared {
         Ok(())
     }
 
-    fn ring(&self) {
-        self.bell.ring(self.nested.load(Ordering::Relaxed));
-    }
-
     /// Makes a parked reactor look around. One that is awake will before it parks.
     pub(crate) fn nudge(&self) {
         if self.doorbell.pushed() {
-            self.ring();
+            self.bell.ring();
         }
     }
 
@@ -66,7 +62,7 @@ impl Shared {
     pub(crate) fn wake(&self) {
         self.counters.wakes.add_shared(1);
         if self.doorbell.wake() {
-            self.ring();
+            self.bell.ring();
         }
     }
 

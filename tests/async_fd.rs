@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use uring_reactor::{
-    AsyncFd, Backend, Error, Handle, Interest, Reactor, Ready, ReadyGuard, WouldBlock, set_default,
+    AsyncFd, Error, Handle, Interest, Reactor, Ready, ReadyGuard, WouldBlock, set_default,
 };
 
 fn is_nonblocking(io: &impl AsFd) -> bool {
@@ -43,7 +43,7 @@ fn poll_with<F: Future>(future: Pin<&mut F>, waker: &Waker) -> Poll<F::Output> {
 fn is_waiting<T>(io: &AsyncFd<T>, interest: Interest) -> bool {
     match poll_once(io.ready(interest)) {
         Poll::Ready(guard) => {
-            guard.unwrap();
+            drop(guard.unwrap());
             false
         }
         Poll::Pending => true,

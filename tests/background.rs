@@ -102,7 +102,7 @@ both_backends! {
     }
 
     fn a_shutdown_can_be_awaited_by_any_executor(backend: Backend) {
-        background(backend).shutdown_now_and(futures_lite::future::block_on);
+        futures_lite::future::block_on(background(backend).shutdown_now());
         let mut reactor = reactor(backend);
         for now in [true, false] {
             let background = background(backend);
@@ -130,10 +130,10 @@ both_backends! {
             if now {
                 let (ours, _theirs) = unix_pair();
                 let registration = registered(&ours, &handle);
-                drop(background.shutdown_now());
+                let _unawaited = background.shutdown_now();
                 wait_until(|| is_gone(&registration));
             } else {
-                drop(background.shutdown_on_idle());
+                let _unawaited = background.shutdown_on_idle();
             }
             let event = event_fd();
             wait_until(|| Registration::new().register_with(&event, &handle).is_err());
@@ -185,20 +185,21 @@ both_backends! {
             let (ours, _theirs) = unix_pair();
             let registration = Registration::new();
             let barrier = Barrier::new(4);
-            thread::scope(|scope| {
+            let shutdown = thread::scope(|scope| {
                 for _ in 0..3 {
                     scope.spawn(|| {
                         barrier.wait();
-                        let _ = registration.register_with(&ours, &handle);
+                        // Made in time, or told that it is too late.
+                        if let Err(error) = registration.register_with(&ours, &handle) {
+                            assert!(matches!(reason(&error), Some(Error::ReactorGone)));
+                        }
                     });
                 }
                 barrier.wait();
-                let shutdown = background.shutdown_on_idle();
-                scope.spawn(|| shutdown.wait());
-                thread::yield_now();
-            // The scope ends when the shutdown has: so the registration must not outlive it.
-            if registration.take_read_ready().is_ok() {}
+                background.shutdown_on_idle()
             });
+            drop(registration);
+            shutdown.wait();
         }
     }
 
@@ -298,33 +299,24 @@ both_backends! {
     }
 }
 
-trait ShutdownWith {
-    fn shutdown_now_and(self, wait: impl FnOnce(Shutdown));
-}
-
-impl ShutdownWith for Background {
-    fn shutdown_now_and(self, wait: impl FnOnce(Shutdown)) {
-        wait(self.shutdown_now());
-    }
-}
-
 both_backends_in_child! {
     fn its_thread_and_its_descriptors_end_with_it(backend: Backend) {
         let threads = || fs::read_dir("/proc/self/task").unwrap().count();
         let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+        let alone = threads();
         drop(background(backend));
-        let before = (threads(), descriptors());
+        let open = descriptors();
         for round in 0..20 {
             let background = background(backend);
-            assert_eq!(threads(), before.0 + 1);
+            assert_serves(&background.handle());
             match round % 3 {
                 0 => drop(background),
                 1 => background.shutdown_now().wait(),
                 _ => background.shutdown_on_idle().wait(),
             }
-            // The kernel takes its time to tell.
-            wait_until(|| threads() == before.0);
-            assert_eq!(descriptors(), before.1);
+            assert_eq!(descriptors(), open);
+            // It has nothing left to do but to end.
+            wait_until(|| threads() == alone);
         }
     }
 }

@@ -6,7 +6,7 @@ use common::descriptors::*;
 use common::*;
 use rustix::fs::{Mode, OFlags, inotify};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use std::fs;
 use std::io::ErrorKind;
@@ -246,6 +246,14 @@ both_backends! {
         });
     }
 
+    fn a_signal_fd(backend: Backend) {
+        let signals = signal_fd(libc::SIGUSR2);
+        assert_readable_after(backend, &signals, false, || {
+            // SAFETY: the signal is blocked on this thread, and so only made pending for it.
+            assert_eq!(unsafe { libc::raise(libc::SIGUSR2) }, 0);
+        });
+    }
+
     fn an_inotify_instance(backend: Backend) {
         let directory = tempfile::tempdir().unwrap();
         let notify =
@@ -313,16 +321,6 @@ both_backends! {
         read_ready(&mut reactor, &reading, Ready::HUP);
         assert_eq!(drain(&stdout), (14, true));
         child.wait().unwrap();
-    }
-}
-
-both_backends_in_child! {
-    /// In a process of its own: the signal is blocked for all its threads.
-    fn a_signal_fd(backend: Backend) {
-        let signals = signal_fd(libc::SIGUSR2);
-        assert_readable_after(backend, &signals, false, || {
-            rustix::process::kill_process(rustix::process::getpid(), Signal::USR2).unwrap();
-        });
     }
 }
 

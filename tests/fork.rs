@@ -1,7 +1,7 @@
 //! A process that forks: the child has its own reactors, and the parent's does not notice.
 //!
-//! Each test runs in a process of its own with a single thread, so that the child of the fork may
-//! do whatever it likes.
+//! Each test runs in a process of its own, in which nothing else goes on, so that the child of the
+//! fork may do whatever it likes.
 
 mod common;
 
@@ -22,7 +22,8 @@ struct Child(libc::pid_t);
 impl Child {
     /// Forks. The child runs this and ends; it fails if this panics, or hangs for half a minute.
     fn run(run: impl FnOnce()) -> Child {
-        // SAFETY: this process has one thread, so the child may do all that the parent may.
+        // SAFETY: the other threads of this process sleep (libtest's, which waits for this one, and
+        // those of reactors, which wait for events) and hold no lock that the child might want.
         match unsafe { libc::fork() } {
             -1 => panic!("{}", std::io::Error::last_os_error()),
             0 => {
@@ -224,7 +225,6 @@ both_backends_in_child! {
         let mut parents = Served::start(backend);
         let (mut go, told) = std::io::pipe().unwrap();
         let child = Child::run(|| {
-            drop(told.try_clone());
             // Lives, with the inherited reactor untouched, until the parent is through.
             let _ = std::io::Read::read(&mut go, &mut [0]);
         });
@@ -276,23 +276,6 @@ both_backends_in_child! {
         background.unwrap().shutdown_now().wait();
     }
 
-    fn a_child_has_a_fallback_of_its_own(backend: Backend) {
-        // Started in the parent.
-        let serves = || {
-            let event = event_fd();
-            let registration = Registration::new();
-            assert!(registration.register(&event).unwrap());
-            signal(&event);
-            wait_until(|| {
-                registration.take_read_ready().unwrap().is_some_and(|ready| ready.is_readable())
-            });
-        };
-        let _ = backend;
-        serves();
-        Child::run(serves).join();
-        serves();
-    }
-
     fn a_program_that_is_executed_inherits_no_descriptor(backend: Backend) {
         let mut parents = Served::start(backend);
         let mut program = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -308,4 +291,23 @@ both_backends_in_child! {
         program.wait().unwrap();
         parents.check();
     }
+}
+
+#[test]
+fn a_child_has_a_fallback_of_its_own() {
+    in_child(&[], || {
+        let serves = || {
+            let event = event_fd();
+            let registration = Registration::new();
+            assert!(registration.register(&event).unwrap());
+            signal(&event);
+            wait_until(|| {
+                registration.take_read_ready().unwrap().is_some_and(|ready| ready.is_readable())
+            });
+        };
+        // The parent's thread is not among what a child inherits.
+        serves();
+        Child::run(serves).join();
+        serves();
+    });
 }

@@ -1,22 +1,15 @@
 //! The bell: an eventfd that a parked reactor watches.
-//!
-//! A ring's own descriptor is of no use to another event loop (see `uring`), so such a reactor has a
-//! second eventfd, the *notifier*, which its ring signals when there is something to reap. The bell
-//! signals it as well: what the ring does on account of a signalled eventfd it may not do by
-//! signalling another at once (`eventfd_signal_allowed` in the kernel), only some milliseconds later.
 
 use crate::backend::process;
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 #[derive(Debug)]
 pub(crate) struct Bell {
     fd: OwnedFd,
-    notifier: OnceLock<OwnedFd>,
     /// For a reactor that lives on a thread of its own: the process of that thread, plus one.
     /// Nothing survives a fork that could turn such a reactor.
     home: AtomicU32,
@@ -26,7 +19,6 @@ impl Bell {
     pub(crate) fn new() -> io::Result<Bell> {
         Ok(Bell {
             fd: new_eventfd()?,
-            notifier: OnceLock::new(),
             home: AtomicU32::new(0),
         })
     }
@@ -36,32 +28,14 @@ impl Bell {
         self.fd.as_fd()
     }
 
-    /// The descriptor for other loops, once [`set_notifier`](Bell::set_notifier) was called.
-    pub(crate) fn notifier(&self) -> Option<BorrowedFd<'_>> {
-        self.notifier.get().map(OwnedFd::as_fd)
-    }
-
-    pub(crate) fn set_notifier(&self, notifier: OwnedFd) {
-        // There is one backend a bell.
-        let _ = self.notifier.set(notifier);
-    }
-
-    /// Wakes the reactor, and the loop that it is nested in, if it is.
-    pub(crate) fn ring(&self, nested: bool) {
+    pub(crate) fn ring(&self) {
         signal(self.fd());
-        if nested && let Some(notifier) = self.notifier() {
-            signal(notifier);
-        }
     }
 
-    /// In a child process: takes the parent's eventfds out of this process's hands, under the same
-    /// numbers, which others know.
+    /// In a child process: takes the parent's eventfd out of this process's hands, under the same
+    /// number, which others know.
     pub(crate) fn replace(&self) -> io::Result<()> {
-        replace(self.fd(), new_eventfd()?)?;
-        match self.notifier() {
-            Some(notifier) => replace(notifier, new_eventfd()?),
-            None => Ok(()),
-        }
+        replace(self.fd(), new_eventfd()?)
     }
 
     /// Only a thread of this process turns the reactor from now on.

@@ -63,7 +63,7 @@ fn uring(shared: &Arc<Shared>) -> io::Result<Box<dyn Kernel>> {
 /// Sets a ring up, waits for an armed poll, and takes its completion. A filter may allow a part of
 /// that, which is why nothing less will do.
 fn round_trip() -> io::Result<()> {
-    let mut ring = Ring::new()?;
+    let mut ring = Ring::smallest()?;
     ring.enable()?;
     let watched = new_eventfd()?;
     let token = Token::new(Tag::Main, 0, 1);

@@ -1,5 +1,5 @@
-//! The epoll backend: for kernels and containers that refuse io_uring, and for the files that a
-//! ring refuses.
+//! The epoll backend: for kernels and containers that refuse io_uring, and, as [`Entries`], for what
+//! a ring cannot watch.
 //!
 //! It speaks the seam's language: a poll is an `EPOLLET` entry, its end is a completion made here.
 //! `epoll_ctl` takes effect at once, so nothing is kept back.
@@ -74,6 +74,14 @@ impl Entries {
         Ok(())
     }
 
+    /// Adds the entry of something that is not a registration's. Twice is once.
+    pub(crate) fn watch(&self, token: Token, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        match self.enter(token, fd, events::IN) {
+            Err(Errno::EXIST) => Ok(()),
+            result => result,
+        }
+    }
+
     fn enter(&self, token: Token, fd: BorrowedFd<'_>, events: u16) -> Result<(), Errno> {
         let flags = EventFlags::from_bits_retain(u32::from(events)) | EventFlags::ET;
         epoll::add(&self.epoll, fd, EventData::new_u64(token.0), flags)
@@ -122,6 +130,30 @@ impl Entries {
         Ok(events.len())
     }
 
+    /// Removes every poll's entry.
+    pub(crate) fn clear(&mut self) {
+        for (_, duplicate) in self.duplicates.drain() {
+            let _ = epoll::delete(&self.epoll, duplicate);
+        }
+        for (fd, owner) in self.owners.iter_mut().enumerate() {
+            if std::mem::take(owner) != 0 {
+                // SAFETY: as in `remove`.
+                let source = unsafe { BorrowedFd::borrow_raw(fd as RawFd) };
+                let _ = epoll::delete(&self.epoll, source);
+            }
+        }
+    }
+
+    /// In a child process: an instance of its own. The old one is the parent's as well, and what is
+    /// done to it here happens there. Others may know its number, so the new one takes that over.
+    pub(crate) fn replace(&mut self) -> io::Result<()> {
+        let fresh = Entries::new()?;
+        bell::replace(self.fd(), fresh.epoll)?;
+        self.owners.clear();
+        self.duplicates.clear();
+        Ok(())
+    }
+
     /// Whether epoll would take that file, which is what `file_can_poll` in the kernel says of it.
     pub(crate) fn accepts(&self, fd: BorrowedFd<'_>) -> bool {
         match epoll::add(
@@ -160,8 +192,7 @@ impl Epoll {
     }
 
     fn watch_bell(&mut self) -> io::Result<()> {
-        let bell = self.shared.bell.fd();
-        Ok(self.entries.enter(DOORBELL, bell, events::IN)?)
+        Ok(self.entries.watch(DOORBELL, self.shared.bell.fd())?)
     }
 
     fn finish(&mut self, token: Token, error: Errno) {
@@ -236,13 +267,8 @@ impl Kernel for Epoll {
     }
 
     fn rebuild(&mut self) -> io::Result<()> {
-        // The instance is the parent's as well: what is done to it here happens there. Others may
-        // know its number, so the new one takes it over.
         self.shared.bell.replace()?;
-        let fresh = Entries::new()?;
-        bell::replace(self.entries.fd(), fresh.epoll)?;
-        self.entries.owners.clear();
-        self.entries.duplicates.clear();
+        self.entries.replace()?;
         self.made.clear();
         self.process = process::generation();
         self.watch_bell()
@@ -252,8 +278,8 @@ impl Kernel for Epoll {
         self.entries.fd()
     }
 
-    fn raise(&self) {
-        self.shared.bell.ring(true);
+    fn nest(&mut self) -> io::Result<Tier> {
+        Ok(Tier::Near)
     }
 
     fn settle(&mut self) -> io::Result<bool> {

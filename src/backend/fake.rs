@@ -118,7 +118,7 @@ impl Bell {
         Ok(Bell { world })
     }
 
-    pub(crate) fn ring(&self, _nested: bool) {
+    pub(crate) fn ring(&self) {
         self.world.lock().rung = true;
         self.world.changed.notify_all();
     }
@@ -229,7 +229,9 @@ impl Kernel for Fake {
         unimplemented!("a fake kernel has no descriptor to wait for")
     }
 
-    fn raise(&self) {}
+    fn nest(&mut self) -> io::Result<Tier> {
+        Ok(Tier::Near)
+    }
 
     fn settle(&mut self) -> io::Result<bool> {
         Ok(true)

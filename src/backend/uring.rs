@@ -9,10 +9,16 @@
 //!   follows: the peer sees the end in the same call. `closes` remembers the descriptors of `CLOSE`
 //!   entries that have not been submitted, which would leak with the ring.
 //! - **The bell** is one more multishot poll. An overflow can end it; then it is armed again.
-//! - **The far tier**, an epoll instance for files that a ring refuses (more than two wait queues:
-//!   `EINVAL`). The ring watches the instance.
-//! - **Other loops.** Under `DEFER_TASKRUN` a ring's descriptor does not become readable when work
-//!   comes in, only a registered eventfd does: the bell's `notifier` is what others may wait for.
+//! - **The far tier** is an epoll instance, which the ring watches, for what a ring cannot do:
+//!   - files with more than two wait queues (`EINVAL`);
+//!   - urgent data. A wake-up for `POLLPRI` alone is ignored (`IO_ASYNC_POLL_COMMON` in
+//!     `io_poll_wake`), and with `POLLIN` in the mask every TCP segment reports it, because a
+//!     multishot poll reports what the wake-up was for and not what the file says;
+//!   - being nested in another event loop. Under `DEFER_TASKRUN` a ring's descriptor does not become
+//!     readable when work comes in. A registered eventfd would, but the kernel signals it only once
+//!     on account of other eventfds (`IO_EVENTFD_OP_SIGNAL_BIT` is set and never cleared; seen on
+//!     6.18). So once somebody asks for the descriptor, all polls move here, and the instance's
+//!     descriptor is what others get.
 //! - **The end of a ring** is not the end of its polls: the kernel takes them down tens of
 //!   milliseconds later, and only then are their files let go. `sentinel` is the write end of a pipe
 //!   whose read end nobody but the ring holds, as a registered file; those go last. Its `POLLERR`
@@ -46,6 +52,8 @@ const LONGEST_END: Duration = Duration::from_secs(10);
 /// Waits on one thread before its table of registered rings is used.
 const WAITS_BEFORE_REGISTERING: u32 = 64;
 
+const NOW: Option<Duration> = Some(Duration::ZERO);
+
 const BELL: Token = Token::new(Tag::Internal, 0, 0);
 const FAR: Token = Token::new(Tag::Internal, 1, 0);
 const GRAVE: Token = Token::new(Tag::Internal, 2, 0);
@@ -57,8 +65,6 @@ struct Instance {
     /// The thread that owns the ring, once it is enabled.
     owner: Option<u64>,
     process: u32,
-    /// The notifier is registered.
-    notifies: bool,
     backlog: VecDeque<squeue::Entry>,
     /// Entries queued, entries submitted: positions in the stream of all entries.
     pushed: u64,
@@ -81,7 +87,6 @@ impl Instance {
             sentinel,
             owner: None,
             process: process::generation(),
-            notifies: false,
             backlog: VecDeque::new(),
             pushed: 0,
             submitted: 0,
@@ -165,7 +170,9 @@ impl Drop for Instance {
 
 pub(crate) struct Uring {
     instance: Instance,
-    far: Option<Entries>,
+    far: Entries,
+    /// The ring watches the far tier.
+    far_watched: bool,
     /// Sentinels of replaced rings.
     graves: Vec<OwnedFd>,
     /// Completions that the ring does not know of: of the far tier's requests.
@@ -177,11 +184,10 @@ pub(crate) struct Uring {
 
 impl Uring {
     pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Uring> {
-        let instance = Instance::new()?;
-        shared.bell.set_notifier(new_eventfd()?);
         Ok(Uring {
-            instance,
-            far: None,
+            instance: Instance::new()?,
+            far: Entries::new()?,
+            far_watched: false,
             graves: Vec::new(),
             made: Vec::new(),
             pinned: false,
@@ -194,17 +200,12 @@ impl Uring {
         self.instance.push(poll_add(token, fd, events::IN));
     }
 
-    /// The far tier, made on first need.
-    fn far(&mut self) -> io::Result<&mut Entries> {
-        if self.far.is_none() {
-            let far = Entries::new()?;
-            let fd = far.fd().as_raw_fd();
-            self.far = Some(far);
-            self.watch(FAR, fd);
+    fn watch_far(&mut self) {
+        if !self.far_watched {
+            self.far_watched = true;
+            let far = self.far.fd().as_raw_fd();
+            self.watch(FAR, far);
         }
-        self.far
-            .as_mut()
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Enables the ring on this thread, and watches what is the backend's own.
@@ -212,9 +213,8 @@ impl Uring {
         self.instance.ring.enable()?;
         let bell = self.shared.bell.fd().as_raw_fd();
         self.watch(BELL, bell);
-        if let Some(far) = &self.far {
-            let far = far.fd().as_raw_fd();
-            self.watch(FAR, far);
+        if std::mem::take(&mut self.far_watched) {
+            self.watch_far();
         }
         for index in 0..self.graves.len() {
             let sentinel = self.graves[index].as_raw_fd();
@@ -239,8 +239,6 @@ fn poll_add(token: Token, fd: RawFd, events: u16) -> squeue::Entry {
 }
 
 impl Kernel for Uring {
-    /// With `POLLPRI` in a shared poll every TCP segment would report it: a multishot poll reports
-    /// what the wake-up was for, and TCP's names all of `POLLIN | POLLPRI` (`sock_def_readable`).
     fn separate_urgent(&self) -> bool {
         true
     }
@@ -251,12 +249,9 @@ impl Kernel for Uring {
             self.instance.push(poll_add(token, fd, events));
             return;
         }
-        let added = self
-            .far()
-            .and_then(|far| far.add(token, fd, events).map_err(io::Error::from));
-        if let Err(error) = added {
-            let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
-            self.made.push(Completion::end(token, errno));
+        self.watch_far();
+        if let Err(error) = self.far.add(token, fd, events) {
+            self.made.push(Completion::end(token, error.raw_os_error()));
         }
     }
 
@@ -265,7 +260,7 @@ impl Kernel for Uring {
             .counters
             .entries
             .add(1 + u64::from(then_close.is_some()));
-        if self.far.as_mut().is_some_and(|far| far.remove(token, fd)) {
+        if self.far.remove(token, fd) {
             self.made.push(Completion::end(token, libc::ECANCELED));
             if let Some((token, fd)) = then_close {
                 self.close_entry(token, fd);
@@ -297,7 +292,7 @@ impl Kernel for Uring {
         let counters = &shared.counters;
         instance.refill();
         let ready = !batch.is_empty() || instance.ring.has_completions();
-        let block = timeout != Some(Duration::ZERO) && !ready;
+        let block = timeout != NOW && !ready;
         let mut result = Ok(());
         if block || instance.ring.queued() > 0 || (!ready && instance.ring.has_work()) {
             if self.pinned && self.waits < WAITS_BEFORE_REGISTERING {
@@ -338,19 +333,8 @@ impl Kernel for Uring {
     }
 
     fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool {
-        // A poll can watch a file iff epoll takes it. Without a descriptor to spare for the
-        // question, the type of the file has to do.
-        match self.far() {
-            Ok(far) => far.accepts(fd),
-            Err(_) => {
-                use rustix::fs::FileType;
-                let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-                !matches!(
-                    kind,
-                    Ok(FileType::RegularFile | FileType::Directory | FileType::BlockDevice)
-                )
-            }
-        }
+        // Both ask the same of a file: that it can be polled (`file_can_poll`).
+        self.far.accepts(fd)
     }
 
     fn standing(&self) -> Standing {
@@ -379,14 +363,9 @@ impl Kernel for Uring {
     }
 
     fn own(&mut self, completion: Completion, batch: &mut Vec<Completion>) {
-        if completion.token == FAR
-            && let Some(far) = &mut self.far
-        {
+        if completion.token == FAR {
             // Edge-triggered on both sides: to the last event.
-            while far
-                .wait(Some(Duration::ZERO), batch)
-                .is_ok_and(|count| count > 0)
-            {}
+            while self.far.wait(NOW, batch).is_ok_and(|count| count > 0) {}
         }
         if completion.token == GRAVE {
             self.graves
@@ -395,9 +374,9 @@ impl Kernel for Uring {
         if completion.more || self.standing() != Standing::Ready {
             return;
         }
-        let fd = match (completion.token, &self.far) {
-            (BELL, _) => self.shared.bell.fd().as_raw_fd(),
-            (FAR, Some(far)) => far.fd().as_raw_fd(),
+        let fd = match completion.token {
+            BELL => self.shared.bell.fd().as_raw_fd(),
+            FAR => self.far.fd().as_raw_fd(),
             _ => return,
         };
         tracing::debug!("the kernel ended a poll of the reactor's own; arming it again");
@@ -412,11 +391,13 @@ impl Kernel for Uring {
         if inherited {
             // Both are the parent's as well. The parent's ring does not end with our part in it.
             self.shared.bell.replace()?;
+            self.far.replace()?;
             self.graves.clear();
         } else {
+            // The instance stays: another loop may be watching it.
+            self.far.clear();
             self.graves.extend(sentinel);
         }
-        self.far = None;
         self.made.clear();
         self.waits = 0;
         self.shared.counters.rebuilds.add(1);
@@ -424,11 +405,17 @@ impl Kernel for Uring {
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.shared.bell.notifier().expect("`new` has set it")
+        self.far.fd()
     }
 
-    fn raise(&self) {
-        signal(self.descriptor());
+    fn expose(&self) -> io::Result<()> {
+        Ok(self.far.watch(BELL, self.shared.bell.fd())?)
+    }
+
+    fn nest(&mut self) -> io::Result<Tier> {
+        self.watch_far();
+        self.expose()?;
+        Ok(Tier::Far)
     }
 
     fn settle(&mut self) -> io::Result<bool> {
@@ -437,16 +424,10 @@ impl Kernel for Uring {
             self.shared.counters.enters.add(1);
             self.instance.enter(0, None)?;
         }
-        if !self.instance.notifies {
-            self.instance.ring.register_eventfd(self.descriptor())?;
-            self.instance.notifies = true;
-        }
-        // Down first, then look: what comes in after the look raises it.
-        let _ = rustix::io::read(self.descriptor(), &mut [0; 8]);
-        let idle = !self.instance.ring.has_completions()
+        Ok(!self.instance.ring.has_completions()
             && !self.instance.ring.has_work()
-            && self.instance.backlog.is_empty();
-        Ok(idle)
+            && self.instance.backlog.is_empty()
+            && self.made.is_empty())
     }
 
     fn pin(&mut self) {
@@ -565,23 +546,5 @@ mod tests {
             }
         }
         assert!(seen.into_iter().all(|seen| seen));
-    }
-
-    #[test]
-    fn the_notifier_is_down_when_there_is_nothing_to_say() {
-        let mut uring = started();
-        assert!(uring.settle().unwrap());
-        let readable = |uring: &Uring| {
-            let notifier = uring.descriptor();
-            let mut watched = [PollFd::new(&notifier, PollFlags::IN)];
-            poll(&mut watched, Some(&Timespec::default())).unwrap() == 1
-        };
-        assert!(!readable(&uring));
-        uring.shared.bell.ring(true);
-        assert!(readable(&uring));
-        let mut batch = Vec::new();
-        uring.wait(Some(Duration::ZERO), &mut batch).unwrap();
-        assert!(uring.settle().unwrap());
-        assert!(!readable(&uring));
     }
 }

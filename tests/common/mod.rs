@@ -113,8 +113,9 @@ fn watched_for(bound: Duration, body: impl FnOnce() + Send + 'static) {
 
 const CHILD: &str = "URING_REACTOR_TEST_CHILD";
 
-/// Runs `body` in a process of its own, on its only thread but for libtest's: this very test, once
-/// more. To be called first thing in a `#[test]` function, by that function itself.
+/// Runs `body` in a process of its own, which has no other thread than libtest's, and that one only
+/// waits. The process runs this very test once more, so this is to be called first thing in a
+/// `#[test]` function, by that function itself.
 pub(crate) fn in_child<F: FnOnce()>(variables: &[(&str, &str)], body: F) {
     // The closure is named after the function it stands in, which libtest has by the same path.
     let name = type_name::<F>()

@@ -60,6 +60,12 @@ impl Ring {
         }
     }
 
+    /// The smallest ring, to try things out with. The memory of a ring counts against the limit until
+    /// the kernel has taken it down, which is some time after its end.
+    pub(crate) fn smallest() -> io::Result<Ring> {
+        Ring::with_sizes(LEAST_COMPLETIONS / 2, LEAST_COMPLETIONS)
+    }
+
     fn with_sizes(submissions: u32, completions: u32) -> io::Result<Ring> {
         let mut builder = IoUring::builder();
         builder
@@ -239,11 +245,6 @@ impl Ring {
         count
     }
 
-    /// An eventfd that is signalled when there is something to reap. Not again for the same one.
-    pub(crate) fn register_eventfd(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
-        self.ring.submitter().register_eventfd(eventfd.as_raw_fd())
-    }
-
     /// The ring holds a reference to that file until the last of its requests is gone.
     pub(crate) fn register_file(&self, file: BorrowedFd<'_>) -> io::Result<()> {
         self.ring.submitter().register_files(&[file.as_raw_fd()])
@@ -346,6 +347,10 @@ struct View {
 
 // SAFETY: a mapping belongs to the process, not to a thread.
 unsafe impl Send for View {}
+// SAFETY: a shared view gives access to atomics, and to the entries between head and tail. Those are
+// read by `Ring::reap` alone, which is also what lets the kernel overwrite them, and has the ring
+// for itself (`&mut`).
+unsafe impl Sync for View {}
 
 impl View {
     fn new(ring: &IoUring) -> io::Result<View> {
