@@ -33,6 +33,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+const NOW: Option<Duration> = Some(Duration::ZERO);
 /// Shortages of the kernel's memory that a registration is carried over.
 const PATIENCE: u8 = 8;
 /// Registrations that are cancelled one by one when the reactor ends. More are left to the end of
@@ -148,22 +149,20 @@ impl Driver {
     ) -> io::Result<usize> {
         self.shared.counters.turns.add(1);
         self.shared.doorbell.resume();
-        self.stand()?;
+        let mut events = self.stand()?;
         let nested = self.shared.nested.load(Ordering::Acquire);
         if nested && !self.nested {
-            self.nest()?;
+            events += self.nest()?;
         }
+        // Whoever was woken for these may be this thread's next task.
+        let timeout = if events > 0 { NOW } else { timeout };
         let asleep = self.admit_until_asleep(timeout, idle);
-        let timeout = if asleep {
-            timeout
-        } else {
-            Some(Duration::ZERO)
-        };
+        let timeout = if asleep { timeout } else { NOW };
         let waited = self.kernel.wait(timeout, &mut self.batch);
         if asleep {
             self.shared.doorbell.unpark();
         }
-        let events = self.dispatch();
+        events += self.dispatch();
         self.recover();
         if nested {
             self.settle()?;
@@ -171,17 +170,19 @@ impl Driver {
         waited.map(|()| events)
     }
 
-    /// Sees to it that the kernel's side belongs to this thread and this process.
-    fn stand(&mut self) -> io::Result<()> {
+    /// Sees to it that the kernel's side belongs to this thread and this process. Returns how many
+    /// events were dispatched on the way.
+    fn stand(&mut self) -> io::Result<usize> {
         let standing = self.kernel.standing();
+        let mut events = 0;
         match standing {
-            Standing::Ready => return Ok(()),
-            Standing::New => return self.kernel.start(),
+            Standing::Ready => return Ok(0),
+            Standing::New => return self.kernel.start().map(|()| 0),
             Standing::Lost => {
                 // What the old instance has to say is said; what it was about to say, the new one
                 // will, because arming reports what is ready.
                 self.kernel.salvage(&mut self.batch);
-                self.dispatch();
+                events = self.dispatch();
             }
             Standing::Inherited => {}
         }
@@ -203,11 +204,12 @@ impl Driver {
             self.ended.push(index as u32);
         }
         self.recover();
-        Ok(())
+        Ok(events)
     }
 
-    /// Somebody has our descriptor: moves every poll to where it shows there.
-    fn nest(&mut self) -> io::Result<()> {
+    /// Somebody has our descriptor: moves every poll to where it shows there. Returns how many events
+    /// were dispatched on the way.
+    fn nest(&mut self) -> io::Result<usize> {
         self.tier = self.kernel.nest()?;
         self.nested = true;
         for (index, slot) in &mut self.slots {
@@ -219,7 +221,27 @@ impl Driver {
             }
         }
         self.recover();
-        Ok(())
+        self.dispatch_until(|driver| {
+            let mut slots = driver.slots.iter();
+            !slots.any(|(_, slot)| slot.main.state == State::Cancelling)
+        })
+        .map(|(events, _)| events)
+    }
+
+    /// Waits for what is on its way already, until `done`. Returns how many events were dispatched,
+    /// and whether it came to that.
+    fn dispatch_until(&mut self, done: impl Fn(&Driver) -> bool) -> io::Result<(usize, bool)> {
+        let mut events = 0;
+        for _ in 0..64 {
+            if done(self) {
+                return Ok((events, true));
+            }
+            let waited = self.kernel.wait(NOW, &mut self.batch);
+            events += self.dispatch();
+            self.recover();
+            waited?;
+        }
+        Ok((events, done(self)))
     }
 
     /// Drains the intake, and parks if there is a reason to sleep and none not to.
@@ -228,7 +250,7 @@ impl Driver {
             for source in self.shared.intake.drain() {
                 self.attend(source);
             }
-            if timeout == Some(Duration::ZERO) || !self.batch.is_empty() {
+            if timeout == NOW || !self.batch.is_empty() {
                 break;
             }
             let shared = &self.shared;
@@ -587,24 +609,12 @@ impl Driver {
         for (token, fd) in cancelled.into_iter().rev() {
             self.kernel.cancel(token, fd, None);
         }
-        for _ in 0..64 {
-            let watching = |(_, slot): (usize, &Slot)| {
-                slot.main.state != State::Idle || slot.urgent.state != State::Idle
-            };
-            if !self.slots.iter().any(watching) {
-                return true;
-            }
-            if self
-                .kernel
-                .wait(Some(Duration::ZERO), &mut self.batch)
-                .is_err()
-            {
-                break;
-            }
-            self.dispatch();
-            self.recover();
-        }
-        false
+        self.dispatch_until(|driver| {
+            let mut slots = driver.slots.iter();
+            slots
+                .all(|(_, slot)| slot.main.state == State::Idle && slot.urgent.state == State::Idle)
+        })
+        .is_ok_and(|(_, done)| done)
     }
 }
 

@@ -58,9 +58,15 @@ fn auto_uses_a_ring() -> bool {
 /// The refusal of a ring: of a fitting kind, with all that one needs to know in its text.
 #[track_caller]
 fn refusal(names: &[&str]) -> io::Error {
-    let error = Reactor::builder().backend(Backend::Uring).build().unwrap_err();
+    let error = Reactor::builder()
+        .backend(Backend::Uring)
+        .build()
+        .unwrap_err();
     assert!(
-        matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied),
+        matches!(
+            error.kind(),
+            ErrorKind::Unsupported | ErrorKind::PermissionDenied
+        ),
         "{error:?}"
     );
     assert!(reason(&error).is_some(), "{error:?}");
@@ -120,7 +126,10 @@ fn uring_by_environment_does_not_fall_back() {
     in_child(&[(VARIABLE, "uring")], || {
         deny(&[libc::SYS_io_uring_setup], libc::EPERM);
         let error = Reactor::new().unwrap_err();
-        assert!(matches!(reason(&error), Some(Error::Filtered(_))), "{error:?}");
+        assert!(
+            matches!(reason(&error), Some(Error::Filtered(_))),
+            "{error:?}"
+        );
         assert_serves(&mut reactor(Backend::Epoll));
     });
 }
@@ -145,10 +154,16 @@ fn a_choice_of_the_ring_in_code_goes_before_the_environment() {
 
 #[track_caller]
 fn assert_names(value: &str) {
-    for result in [Reactor::new(), Reactor::builder().backend(Backend::Auto).build()] {
+    for result in [
+        Reactor::new(),
+        Reactor::builder().backend(Backend::Auto).build(),
+    ] {
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        assert!(matches!(reason(&error), Some(Error::UnknownBackend(_))), "{error:?}");
+        assert!(
+            matches!(reason(&error), Some(Error::UnknownBackend(_))),
+            "{error:?}"
+        );
         let text = error.to_string();
         assert!(text.contains(value) && text.contains(VARIABLE), "{text}");
     }
@@ -170,7 +185,14 @@ fn capitals_are_another_value() {
 #[test]
 fn a_filter_that_forbids_rings_is_named() {
     in_child(&[], || {
-        deny(&[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register], libc::EPERM);
+        deny(
+            &[
+                libc::SYS_io_uring_setup,
+                libc::SYS_io_uring_enter,
+                libc::SYS_io_uring_register,
+            ],
+            libc::EPERM,
+        );
         assert_falls_back(&["seccomp"]);
         assert_eq!(refusal(&[]).kind(), ErrorKind::PermissionDenied);
     });
@@ -264,7 +286,11 @@ fn falling_back_is_said_once() {
         let warnings = Arc::new(AtomicUsize::new(0));
         tracing::subscriber::set_global_default(Warnings(Arc::clone(&warnings))).unwrap();
         drop(Reactor::new().unwrap());
-        assert_eq!(warnings.load(Ordering::SeqCst), 0, "there is nothing to say yet");
+        assert_eq!(
+            warnings.load(Ordering::SeqCst),
+            0,
+            "there is nothing to say yet"
+        );
         deny(&[libc::SYS_io_uring_setup], libc::EPERM);
         for _ in 0..3 {
             drop(Reactor::new().unwrap());
@@ -276,7 +302,14 @@ fn falling_back_is_said_once() {
 /// Takes every descriptor that there is, until the result is dropped.
 fn exhaust_descriptors() -> Vec<OwnedFd> {
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: Some(128), ..limit }).unwrap();
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(128),
+            ..limit
+        },
+    )
+    .unwrap();
     let spare = event_fd();
     let mut taken = Vec::new();
     while let Ok(descriptor) = spare.try_clone() {
@@ -293,8 +326,10 @@ both_backends_in_child! {
         assert_serves(&mut reactor);
         let _taken = exhaust_descriptors();
         for _ in 0..3 {
-            let registrations: Vec<Registration> =
-                pairs.iter().map(|(ours, _)| register(ours, &reactor)).collect();
+            let registrations: Vec<Registration> = pairs
+                .iter()
+                .map(|(ours, _)| register(ours, &reactor))
+                .collect();
             for ((ours, theirs), registration) in pairs.iter().zip(&registrations) {
                 put(theirs, b"x");
                 read_ready(&mut reactor, registration, Ready::READABLE);
@@ -320,7 +355,11 @@ both_backends_in_child! {
         let taken = exhaust_descriptors();
         for backend in [backend, Backend::Auto] {
             let error = Reactor::builder().backend(backend).build().unwrap_err();
-            assert_eq!(errno(&error), Some(libc::EMFILE), "not a refusal of rings: {error:?}");
+            assert_eq!(
+                errno(&error),
+                Some(libc::EMFILE),
+                "not a refusal of rings: {error:?}"
+            );
         }
         drop(taken);
         assert_serves(&mut reactor(backend));
@@ -333,7 +372,11 @@ both_backends_in_child! {
         assert_serves(&mut reactor);
         match backend {
             Backend::Epoll => deny(
-                &[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register],
+                &[
+                    libc::SYS_io_uring_setup,
+                    libc::SYS_io_uring_enter,
+                    libc::SYS_io_uring_register,
+                ],
                 libc::EPERM,
             ),
             _ => deny(&[libc::SYS_io_uring_setup], libc::EPERM),

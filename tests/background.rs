@@ -18,7 +18,11 @@ fn background(backend: Backend) -> Background {
 
 fn registered(io: &impl AsFd, handle: &Handle) -> Registration {
     let registration = Registration::new();
-    assert!(registration.register_interest(io, Interest::READABLE, handle).unwrap());
+    assert!(
+        registration
+            .register_interest(io, Interest::READABLE, handle)
+            .unwrap()
+    );
     registration
 }
 
@@ -34,7 +38,10 @@ fn is_gone(registration: &Registration) -> bool {
     match registration.take_read_ready() {
         Ok(_) => false,
         Err(error) => {
-            assert!(matches!(reason(&error), Some(Error::ReactorGone)), "{error:?}");
+            assert!(
+                matches!(reason(&error), Some(Error::ReactorGone)),
+                "{error:?}"
+            );
             true
         }
     }
@@ -94,7 +101,9 @@ both_backends! {
         background.shutdown_now().wait();
         assert_eq!(count.get(), 1);
         assert!(is_gone(&registration));
-        let error = Registration::new().register_with(&ours, &handle).unwrap_err();
+        let error = Registration::new()
+            .register_with(&ours, &handle)
+            .unwrap_err();
         assert!(matches!(reason(&error), Some(Error::ReactorGone)));
         drop((registration, ours));
         wait_until(|| at_end(&theirs));
@@ -240,7 +249,13 @@ both_backends! {
             put(&theirs, b"x");
             wait_until(|| count.get() == 1);
             assert_serves(&handle);
-            assert!(registration.take_read_ready().unwrap().unwrap().is_readable());
+            assert!(
+                registration
+                    .take_read_ready()
+                    .unwrap()
+                    .unwrap()
+                    .is_readable()
+            );
         }
         background.shutdown_on_idle().wait();
     }

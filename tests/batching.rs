@@ -25,11 +25,19 @@ fn a_thousand_registrations_between_two_turns_are_one_system_call() {
         .iter()
         .map(|event| register_interest(event, Interest::READABLE, &reactor))
         .collect();
-    assert_eq!(reactor.metrics().enters, before.enters, "registering makes no system call");
+    assert_eq!(
+        reactor.metrics().enters,
+        before.enters,
+        "registering makes no system call"
+    );
     reactor.turn(ZERO).unwrap();
     let after = reactor.metrics();
     assert_eq!(after.entries - before.entries, 1000);
-    assert!(after.enters - before.enters <= 2, "{} calls", after.enters - before.enters);
+    assert!(
+        after.enters - before.enters <= 2,
+        "{} calls",
+        after.enters - before.enters
+    );
 
     let before = after;
     drop(registrations);
@@ -86,15 +94,21 @@ fn registrations_from_other_threads_are_batched_too() {
             .map(|events| {
                 let handle = reactor.handle();
                 scope.spawn(move || {
-                    events.iter().map(move |event| {
-                        let registration = Registration::new();
-                        registration.register_with(event, &handle).unwrap();
-                        registration
-                    }).collect::<Vec<_>>()
+                    events
+                        .iter()
+                        .map(move |event| {
+                            let registration = Registration::new();
+                            registration.register_with(event, &handle).unwrap();
+                            registration
+                        })
+                        .collect::<Vec<_>>()
                 })
             })
             .collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
     });
     reactor.turn(ZERO).unwrap();
     assert!(reactor.metrics().enters - before.enters <= 2 + 400 / 20);
@@ -155,7 +169,10 @@ both_backends! {
         }
         settle(&mut reactor);
         assert_eq!(reactor.metrics().entries - before, 1);
-        assert_eq!(registration.take_write_ready().unwrap(), Some(Ready::WRITABLE));
+        assert_eq!(
+            registration.take_write_ready().unwrap(),
+            Some(Ready::WRITABLE)
+        );
     }
 
     fn polling_costs_nothing_where_the_interest_is_armed(backend: Backend) {

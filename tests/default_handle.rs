@@ -94,14 +94,19 @@ both_backends! {
     fn a_lazy_handle_cannot_be_the_default(backend: Backend) {
         let reactor = reactor(backend);
         assert!(panics(|| set_default(&Handle::default())));
-        assert!(panics(|| with_default(&Handle::default(), || unreachable!())));
+        assert!(panics(|| with_default(
+            &Handle::default(),
+            || unreachable!()
+        )));
         // That has left nothing behind.
         with_default(&reactor.handle(), || assert!(is_default(&reactor)));
     }
 
     fn the_default_is_unset_when_a_panic_unwinds(backend: Backend) {
         let reactor = reactor(backend);
-        assert!(panics(|| with_default(&reactor.handle(), || panic!("on purpose"))));
+        assert!(panics(|| with_default(&reactor.handle(), || panic!(
+            "on purpose"
+        ))));
         assert!(!is_default(&reactor));
         assert!(panics(|| {
             let _default = set_default(&reactor.handle());
@@ -133,7 +138,10 @@ both_backends! {
         let registration = Registration::new();
         for _ in 0..2 {
             let error = registration.register(&ours).unwrap_err();
-            assert!(matches!(reason(&error), Some(Error::ReactorGone)), "{error:?}");
+            assert!(
+                matches!(reason(&error), Some(Error::ReactorGone)),
+                "{error:?}"
+            );
         }
         let error = registration.take_read_ready().unwrap_err();
         assert!(matches!(reason(&error), Some(Error::NotRegistered)));
@@ -198,7 +206,10 @@ both_backends! {
         let mut reactor = reactor(backend);
         assert_eq!(reactor.block_on(async { "at once" }).unwrap(), "at once");
         let borrowed = String::from("borrowed");
-        assert_eq!(reactor.block_on(async { borrowed.as_str() }).unwrap(), "borrowed");
+        assert_eq!(
+            reactor.block_on(async { borrowed.as_str() }).unwrap(),
+            "borrowed"
+        );
     }
 
     fn block_on_wakes_up_for_other_threads(backend: Backend) {

@@ -18,15 +18,26 @@ use uring_reactor::{Error, Interest, Reactor, Ready, Registration};
 #[track_caller]
 fn assert_deregistered(registration: &Registration) {
     let (count, waker) = counting_waker();
-    for poll in [poll_read(registration, &waker), poll_write(registration, &waker)] {
-        let Poll::Ready(Err(error)) = poll else { panic!("an error was due, not {poll:?}") };
-        assert!(matches!(reason(&error), Some(Error::Deregistered)), "{error:?}");
+    for poll in [
+        poll_read(registration, &waker),
+        poll_write(registration, &waker),
+    ] {
+        let Poll::Ready(Err(error)) = poll else {
+            panic!("an error was due, not {poll:?}")
+        };
+        assert!(
+            matches!(reason(&error), Some(Error::Deregistered)),
+            "{error:?}"
+        );
     }
     for error in [
         registration.take_read_ready().unwrap_err(),
         registration.take_write_ready().unwrap_err(),
     ] {
-        assert!(matches!(reason(&error), Some(Error::Deregistered)), "{error:?}");
+        assert!(
+            matches!(reason(&error), Some(Error::Deregistered)),
+            "{error:?}"
+        );
     }
     drop(waker);
     assert_eq!(Arc::strong_count(&count), 1, "the waker was kept");
@@ -166,7 +177,11 @@ both_backends! {
         registration.deregister(&theirs).unwrap();
         let error = registration.take_read_ready().unwrap_err();
         assert!(matches!(reason(&error), Some(Error::NotRegistered)));
-        assert!(registration.register_with(&ours, &reactor.handle()).unwrap());
+        assert!(
+            registration
+                .register_with(&ours, &reactor.handle())
+                .unwrap()
+        );
         put(&theirs, b"x");
         read_ready(&mut reactor, &registration, Ready::READABLE);
     }
@@ -231,8 +246,10 @@ both_backends! {
     fn one_turn_lets_go_of_any_number_of_files(backend: Backend) {
         let mut reactor = reactor(backend);
         let mut pairs: Vec<_> = (0..300).map(|_| unix_pair()).collect();
-        let mut registrations: Vec<_> =
-            pairs.iter().map(|(ours, _)| register(ours, &reactor)).collect();
+        let mut registrations: Vec<_> = pairs
+            .iter()
+            .map(|(ours, _)| register(ours, &reactor))
+            .collect();
         settle(&mut reactor);
         let theirs: Vec<UnixStream> = pairs
             .drain(..)
@@ -404,7 +421,11 @@ both_backends! {
         assert!(at_end(&theirs));
         let mut reactor = reactor(backend);
         let (ours, theirs) = unix_pair();
-        assert!(registration.register_with(&ours, &reactor.handle()).unwrap());
+        assert!(
+            registration
+                .register_with(&ours, &reactor.handle())
+                .unwrap()
+        );
         put(&theirs, b"x");
         read_ready(&mut reactor, &registration, Ready::READABLE);
     }
@@ -589,8 +610,10 @@ both_backends_in_child! {
             .map(|_| unix_pair())
             .map(|(ours, theirs)| (ours.into(), theirs))
             .collect();
-        let mut registrations: Vec<_> =
-            pairs.iter().map(|(ours, _)| register(ours, &reactor)).collect();
+        let mut registrations: Vec<_> = pairs
+            .iter()
+            .map(|(ours, _)| register(ours, &reactor))
+            .collect();
         settle(&mut reactor);
         let before = descriptors();
         let mut peers = Vec::new();

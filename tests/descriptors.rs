@@ -36,13 +36,19 @@ fn assert_readable_after(
     for round in 0..3 {
         settle(&mut reactor);
         let early = registration.take_read_ready().unwrap();
-        assert!(early.is_none_or(|ready| !ready.is_readable()), "round {round}: {early:?}");
+        assert!(
+            early.is_none_or(|ready| !ready.is_readable()),
+            "round {round}: {early:?}"
+        );
         let (count, waker) = counting_waker();
         assert!(poll_read(&registration, &waker).is_pending());
         cause();
         turn_until(&mut reactor, || count.get() == 1);
         let ready = registration.take_read_ready().unwrap().unwrap();
-        assert!(ready.is_readable() && !ready.is_error(), "round {round}: {ready:?}");
+        assert!(
+            ready.is_readable() && !ready.is_error(),
+            "round {round}: {ready:?}"
+        );
         drain(ours);
     }
 }
@@ -60,7 +66,10 @@ fn assert_writable_after(backend: Backend, ours: &impl AsFd, make_room: impl FnO
     assert_eq!(count.get(), 0);
     make_room();
     turn_until(&mut reactor, || count.get() == 1);
-    assert_eq!(registration.take_write_ready().unwrap(), Some(Ready::WRITABLE));
+    assert_eq!(
+        registration.take_write_ready().unwrap(),
+        Some(Ready::WRITABLE)
+    );
     assert!(fill(ours) > 0);
 }
 
@@ -103,7 +112,11 @@ both_backends! {
 
     fn a_tcp_connect_that_is_refused(backend: Backend) {
         // Nobody listens on the port of a listener that has gone.
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let (ours, progress) = connecting(port);
         assert!(progress);
         let mut reactor = reactor(backend);
@@ -121,12 +134,17 @@ both_backends! {
         assert!(ready.is_writable(), "{ready:?}");
         read_ready(&mut reactor, &registration, Ready::HUP);
         settle(&mut reactor);
-        assert!(registration.take_read_ready().unwrap().unwrap().is_hup(), "it stays");
+        assert!(
+            registration.take_read_ready().unwrap().unwrap().is_hup(),
+            "it stays"
+        );
     }
 
     fn a_udp_socket(backend: Backend) {
         let (ours, theirs) = udp_pair();
-        assert_readable_after(backend, &ours, true, || assert_eq!(theirs.send(b"x").unwrap(), 1));
+        assert_readable_after(backend, &ours, true, || {
+            assert_eq!(theirs.send(b"x").unwrap(), 1)
+        });
     }
 
     fn a_udp_socket_whose_peer_is_gone(backend: Backend) {
@@ -141,10 +159,17 @@ both_backends! {
         // The answer of the network: nobody there.
         turn_until(&mut reactor, || count.get() == 1);
         read_ready(&mut reactor, &registration, Ready::ERROR);
-        assert_eq!(ours.take_error().unwrap().unwrap().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(
+            ours.take_error().unwrap().unwrap().kind(),
+            ErrorKind::ConnectionRefused
+        );
         settle(&mut reactor);
         registration.take_read_ready().unwrap();
-        assert_eq!(registration.take_read_ready().unwrap(), None, "the error does not stay");
+        assert_eq!(
+            registration.take_read_ready().unwrap(),
+            None,
+            "the error does not stay"
+        );
     }
 
     fn a_unix_stream(backend: Backend) {
@@ -168,7 +193,9 @@ both_backends! {
 
     fn a_unix_datagram_socket(backend: Backend) {
         let (ours, theirs) = datagram_pair();
-        assert_readable_after(backend, &ours, true, || assert_eq!(theirs.send(b"x").unwrap(), 1));
+        assert_readable_after(backend, &ours, true, || {
+            assert_eq!(theirs.send(b"x").unwrap(), 1)
+        });
     }
 
     fn a_unix_datagram_socket_with_a_full_peer(backend: Backend) {
@@ -209,7 +236,12 @@ both_backends! {
         let path = directory.path().join("fifo");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
         let open = |flags| {
-            rustix::fs::open(&path, flags | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).unwrap()
+            rustix::fs::open(
+                &path,
+                flags | OFlags::NONBLOCK | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .unwrap()
         };
         let reader = open(OFlags::RDONLY);
         let writer = fs::File::from(open(OFlags::WRONLY));
@@ -224,7 +256,10 @@ both_backends! {
         assert_readable_after(backend, &event, true, || signal(&event));
         // Full, it waits for a reader.
         let mut reactor = reactor(backend);
-        assert_eq!(rustix::io::write(&event, &(u64::MAX - 1).to_ne_bytes()), Ok(8));
+        assert_eq!(
+            rustix::io::write(&event, &(u64::MAX - 1).to_ne_bytes()),
+            Ok(8)
+        );
         let registration = register_interest(&event, Interest::WRITABLE, &reactor);
         forget_edges(&mut reactor, &registration);
         let (count, waker) = counting_waker();
@@ -239,9 +274,15 @@ both_backends! {
             TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
         )
         .unwrap();
-        let time = |nanoseconds| Timespec { tv_sec: 0, tv_nsec: nanoseconds };
+        let time = |nanoseconds| Timespec {
+            tv_sec: 0,
+            tv_nsec: nanoseconds,
+        };
         assert_readable_after(backend, &timer, false, || {
-            let once = Itimerspec { it_interval: time(0), it_value: time(5_000_000) };
+            let once = Itimerspec {
+                it_interval: time(0),
+                it_value: time(5_000_000),
+            };
             rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once).unwrap();
         });
     }
@@ -359,7 +400,10 @@ fn signal_fd(signal: libc::c_int) -> OwnedFd {
     let fd = unsafe {
         assert_eq!(libc::sigemptyset(set.as_mut_ptr()), 0);
         assert_eq!(libc::sigaddset(set.as_mut_ptr(), signal), 0);
-        assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()), 0);
+        assert_eq!(
+            libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()),
+            0
+        );
         libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC)
     };
     assert!(fd >= 0);

@@ -27,9 +27,21 @@ both_backends! {
         let registration = register(&ours, &reactor);
         put(&theirs, b"x");
         settle(&mut reactor);
-        assert!(registration.take_read_ready().unwrap().unwrap().is_readable());
+        assert!(
+            registration
+                .take_read_ready()
+                .unwrap()
+                .unwrap()
+                .is_readable()
+        );
         assert_eq!(registration.take_read_ready().unwrap(), None);
-        assert!(registration.take_write_ready().unwrap().unwrap().is_writable());
+        assert!(
+            registration
+                .take_write_ready()
+                .unwrap()
+                .unwrap()
+                .is_writable()
+        );
         assert_eq!(registration.take_write_ready().unwrap(), None);
         // Not even by a turn, as long as nothing happens.
         settle(&mut reactor);
@@ -60,7 +72,10 @@ both_backends! {
             signal(&event);
             settle(&mut reactor);
         }
-        assert_eq!(registration.take_read_ready().unwrap(), Some(Ready::READABLE));
+        assert_eq!(
+            registration.take_read_ready().unwrap(),
+            Some(Ready::READABLE)
+        );
         assert_eq!(registration.take_read_ready().unwrap(), None);
     }
 
@@ -75,13 +90,19 @@ both_backends! {
             read_ready(&mut reactor, &registration, Ready::READABLE);
             get(&ours, b"x");
         }
-        assert_eq!(registration.take_write_ready().unwrap(), Some(Ready::WRITABLE));
+        assert_eq!(
+            registration.take_write_ready().unwrap(),
+            Some(Ready::WRITABLE)
+        );
         // And the other way round.
         put(&theirs, b"x");
         settle(&mut reactor);
         registration.take_write_ready().unwrap();
         assert_eq!(registration.take_write_ready().unwrap(), None);
-        assert_eq!(registration.take_read_ready().unwrap(), Some(Ready::READABLE));
+        assert_eq!(
+            registration.take_read_ready().unwrap(),
+            Some(Ready::READABLE)
+        );
     }
 
     fn the_streams_wake_their_own_tasks(backend: Backend) {
@@ -107,7 +128,9 @@ both_backends! {
         assert_eq!((reader.get(), writer.get(), stranger.get()), (1, 1, 0));
     }
 
-    fn the_read_stream_has_everything_but_writable_and_the_write_stream_has_its_own(backend: Backend) {
+    fn the_read_stream_has_everything_but_writable_and_the_write_stream_has_its_own(
+        backend: Backend,
+    ) {
         let mut reactor = reactor(backend);
         let (ours, theirs) = unix_pair();
         let registration = register(&ours, &reactor);
@@ -116,7 +139,10 @@ both_backends! {
         let read = read_ready(&mut reactor, &registration, Ready::READABLE | Ready::HUP);
         let write = write_ready(&mut reactor, &registration, Ready::WRITABLE | Ready::HUP);
         assert!(!read.is_writable(), "{read:?}");
-        assert!(read.contains(Ready::READ_CLOSED | Ready::WRITE_CLOSED), "{read:?}");
+        assert!(
+            read.contains(Ready::READ_CLOSED | Ready::WRITE_CLOSED),
+            "{read:?}"
+        );
         assert_eq!(write, Ready::WRITABLE | Ready::WRITE_CLOSED | Ready::HUP);
     }
 
@@ -136,7 +162,10 @@ both_backends! {
             put(&theirs, b"x");
             drop(theirs);
             settle(&mut reactor);
-            assert_eq!((reader.get(), writer.get()), if poll_first { (1, 1) } else { (0, 0) });
+            assert_eq!(
+                (reader.get(), writer.get()),
+                if poll_first { (1, 1) } else { (0, 0) }
+            );
             let answers = [
                 poll_read(&registration, &read_waker),
                 poll_write(&registration, &write_waker),
@@ -165,8 +194,12 @@ both_backends! {
             assert_eq!(read, Ready::HUP | Ready::READ_CLOSED | Ready::WRITE_CLOSED);
             let write = registration.take_write_ready().unwrap().unwrap();
             assert_eq!(write, Ready::HUP | Ready::WRITE_CLOSED);
-            assert!(matches!(poll_read(&registration, &waker), Poll::Ready(Ok(ready)) if ready.is_hup()));
-            assert!(matches!(poll_write(&registration, &waker), Poll::Ready(Ok(ready)) if ready.is_hup()));
+            assert!(
+                matches!(poll_read(&registration, &waker), Poll::Ready(Ok(ready)) if ready.is_hup())
+            );
+            assert!(
+                matches!(poll_write(&registration, &waker), Poll::Ready(Ok(ready)) if ready.is_hup())
+            );
         }
         assert_eq!(count.get(), 0);
         settle(&mut reactor);
@@ -187,13 +220,20 @@ both_backends! {
             let read = read_ready(&mut reactor, &registration, Ready::READ_CLOSED);
             assert!(!read.is_hup() && !read.is_write_closed(), "{read:?}");
             settle(&mut reactor);
-            assert_eq!(registration.take_write_ready().unwrap(), Some(Ready::WRITABLE));
+            assert_eq!(
+                registration.take_write_ready().unwrap(),
+                Some(Ready::WRITABLE)
+            );
             let (writer, waker) = counting_waker();
             assert!(poll_write(&registration, &waker).is_pending());
             registration.take_read_ready().unwrap();
             for _ in 0..5 {
                 let read = registration.take_read_ready().unwrap();
-                assert_eq!(read, Some(Ready::READ_CLOSED), "READABLE is an edge, READ_CLOSED stays");
+                assert_eq!(
+                    read,
+                    Some(Ready::READ_CLOSED),
+                    "READABLE is an edge, READ_CLOSED stays"
+                );
             }
             settle(&mut reactor);
             assert_eq!(writer.get(), 0);
@@ -228,13 +268,22 @@ both_backends! {
         turn_until(&mut reactor, || reader.get() == 1 && writer.get() == 1);
         settle(&mut reactor);
         let read = registration.take_read_ready().unwrap().unwrap();
-        assert!(read.contains(Ready::ERROR | Ready::HUP | Ready::READ_CLOSED), "{read:?}");
+        assert!(
+            read.contains(Ready::ERROR | Ready::HUP | Ready::READ_CLOSED),
+            "{read:?}"
+        );
         let write = registration.take_write_ready().unwrap().unwrap();
-        assert!(write.contains(Ready::ERROR | Ready::HUP | Ready::WRITE_CLOSED), "{write:?}");
+        assert!(
+            write.contains(Ready::ERROR | Ready::HUP | Ready::WRITE_CLOSED),
+            "{write:?}"
+        );
         let read = registration.take_read_ready().unwrap().unwrap();
         assert!(!read.is_error() && read.is_hup(), "ERROR stays: {read:?}");
         let write = registration.take_write_ready().unwrap().unwrap();
-        assert!(!write.is_error() && write.is_hup(), "ERROR stays: {write:?}");
+        assert!(
+            !write.is_error() && write.is_hup(),
+            "ERROR stays: {write:?}"
+        );
         assert!(ours.take_error().unwrap().is_some());
     }
 
@@ -263,9 +312,15 @@ both_backends! {
             drop(theirs);
             settle(&mut reactor);
             let read = registration.take_read_ready().unwrap().unwrap();
-            assert!(read.contains(Ready::HUP | Ready::READ_CLOSED), "{interest:?}: {read:?}");
+            assert!(
+                read.contains(Ready::HUP | Ready::READ_CLOSED),
+                "{interest:?}: {read:?}"
+            );
             let write = registration.take_write_ready().unwrap().unwrap();
-            assert!(write.contains(Ready::HUP | Ready::WRITE_CLOSED), "{interest:?}: {write:?}");
+            assert!(
+                write.contains(Ready::HUP | Ready::WRITE_CLOSED),
+                "{interest:?}: {write:?}"
+            );
         }
     }
 
@@ -278,7 +333,10 @@ both_backends! {
         let (writer, waker) = counting_waker();
         assert!(poll_write(&registration, &waker).is_pending());
         turn_until(&mut reactor, || writer.get() == 1);
-        assert_eq!(registration.take_write_ready().unwrap(), Some(Ready::WRITABLE));
+        assert_eq!(
+            registration.take_write_ready().unwrap(),
+            Some(Ready::WRITABLE)
+        );
         // From now on it is followed, beside what was asked for in the first place.
         fill(&ours);
         forget_edges(&mut reactor, &registration);
@@ -300,7 +358,10 @@ both_backends! {
         let (reader, waker) = counting_waker();
         assert!(poll_read(&registration, &waker).is_pending());
         turn_until(&mut reactor, || reader.get() == 1);
-        assert_eq!(registration.take_read_ready().unwrap(), Some(Ready::READABLE));
+        assert_eq!(
+            registration.take_read_ready().unwrap(),
+            Some(Ready::READABLE)
+        );
         get(&ours, b"x");
         put(&theirs, b"y");
         read_ready(&mut reactor, &registration, Ready::READABLE);
@@ -407,7 +468,12 @@ both_backends! {
             turn_until(&mut reactor, || count.get() == 1);
             read_ready(&mut reactor, &registration, Ready::PRIORITY);
             let mut byte = [0];
-            assert_eq!(rustix::net::recv(&ours, &mut byte, RecvFlags::OOB).unwrap().0, 1);
+            assert_eq!(
+                rustix::net::recv(&ours, &mut byte, RecvFlags::OOB)
+                    .unwrap()
+                    .0,
+                1
+            );
             assert_eq!(&byte, b"!");
             settle(&mut reactor);
             registration.take_read_ready().unwrap();
@@ -515,9 +581,8 @@ both_backends! {
             });
             let mut total = 0;
             while total < SIGNALS {
-                let ready = futures_lite::future::block_on(poll_fn(|cx| {
-                    registration.poll_read_ready(cx)
-                }));
+                let ready =
+                    futures_lite::future::block_on(poll_fn(|cx| registration.poll_read_ready(cx)));
                 assert!(ready.unwrap().is_readable());
                 let mut number = [0; 8];
                 if rustix::io::read(&event, &mut number).is_ok() {
@@ -535,15 +600,16 @@ both_backends! {
         let receive = |stream: &TcpStream, registration: &Registration| {
             let mut byte = [0];
             while rustix::io::read(stream, &mut byte) != Ok(1) {
-                let ready = futures_lite::future::block_on(poll_fn(|cx| {
-                    registration.poll_read_ready(cx)
-                }));
+                let ready =
+                    futures_lite::future::block_on(poll_fn(|cx| registration.poll_read_ready(cx)));
                 assert!(ready.unwrap().is_readable());
             }
         };
         let registered = |stream: &TcpStream| {
             let registration = Registration::new();
-            registration.register_with(stream, turning.handle()).unwrap();
+            registration
+                .register_with(stream, turning.handle())
+                .unwrap();
             registration
         };
         thread::scope(|scope| {

@@ -39,7 +39,14 @@ fn open_files() -> Vec<String> {
 /// Takes every descriptor that there is, until the result is dropped.
 fn exhaust_descriptors() -> Vec<OwnedFd> {
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: Some(64), ..limit }).unwrap();
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(64),
+            ..limit
+        },
+    )
+    .unwrap();
     let mut taken = Vec::new();
     while let Ok(descriptor) = io::stdin().as_fd().try_clone_to_owned() {
         taken.push(descriptor);
@@ -63,7 +70,9 @@ fn the_first_registration_without_a_default_starts_it() {
 #[test]
 fn it_serves_every_thread_that_has_no_default() {
     in_child(&[], || {
-        thread::spawn(|| assert!(is_served(&Handle::default()))).join().unwrap();
+        thread::spawn(|| assert!(is_served(&Handle::default())))
+            .join()
+            .unwrap();
         assert!(is_served(&Handle::default()));
     });
 }
@@ -162,7 +171,10 @@ both_backends_in_child! {
         drop(reactor);
         let (ours, _theirs) = unix_pair();
         let error = Registration::new().register(&ours).unwrap_err();
-        assert!(matches!(reason(&error), Some(Error::ReactorGone)), "{error:?}");
+        assert!(
+            matches!(reason(&error), Some(Error::ReactorGone)),
+            "{error:?}"
+        );
         let error = common::reactor(backend).set_fallback();
         assert!(error.is_err(), "it was set once");
     }
@@ -181,7 +193,10 @@ both_backends_in_child! {
                     })
                 })
                 .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect::<Vec<_>>()
         });
         assert_eq!(named.iter().filter(|(named, _)| *named).count(), 1);
         let (ours, _theirs) = unix_pair();
@@ -207,7 +222,10 @@ fn a_bad_environment_is_an_error_of_register() {
         let registration = Registration::new();
         for _ in 0..2 {
             let error = registration.register(&ours).unwrap_err();
-            assert!(matches!(reason(&error), Some(Error::UnknownBackend(_))), "{error:?}");
+            assert!(
+                matches!(reason(&error), Some(Error::UnknownBackend(_))),
+                "{error:?}"
+            );
             assert!(error.to_string().contains("kqueue"));
             let error = registration.take_read_ready().unwrap_err();
             assert!(matches!(reason(&error), Some(Error::NotRegistered)));

@@ -76,8 +76,10 @@ both_backends_in_child! {
         let pairs: Vec<_> = (0..100).map(|_| unix_pair()).collect();
         let mut after_first_rounds = 0;
         for round in 0..60 {
-            let mut registrations: Vec<_> =
-                pairs.iter().map(|(ours, _)| register(ours, &reactor)).collect();
+            let mut registrations: Vec<_> = pairs
+                .iter()
+                .map(|(ours, _)| register(ours, &reactor))
+                .collect();
             settle(&mut reactor);
             let (_, waker) = counting_waker();
             for registration in &registrations {
@@ -101,8 +103,10 @@ both_backends_in_child! {
     fn the_way_of_an_event_allocates_nothing(backend: Backend) {
         let mut reactor = reactor(backend);
         let events: Vec<OwnedFd> = (0..64).map(|_| event_fd()).collect();
-        let registrations: Vec<_> =
-            events.iter().map(|event| register_interest(event, Interest::READABLE, &reactor)).collect();
+        let registrations: Vec<_> = events
+            .iter()
+            .map(|event| register_interest(event, Interest::READABLE, &reactor))
+            .collect();
         let (count, waker) = counting_waker();
         let round = |reactor: &mut uring_reactor::Reactor| {
             for registration in &registrations {
@@ -125,7 +129,11 @@ both_backends_in_child! {
         for _ in 0..200 {
             round(&mut reactor);
         }
-        assert_eq!(calls() - before, 0, "allocations in 200 rounds of 64 events");
+        assert_eq!(
+            calls() - before,
+            0,
+            "allocations in 200 rounds of 64 events"
+        );
     }
 
     fn a_turn_that_finds_nothing_allocates_nothing(backend: Backend) {
@@ -137,7 +145,9 @@ both_backends_in_child! {
         let before = calls();
         for _ in 0..100 {
             reactor.turn(Some(std::time::Duration::ZERO)).unwrap();
-            reactor.turn(Some(std::time::Duration::from_micros(10))).unwrap();
+            reactor
+                .turn(Some(std::time::Duration::from_micros(10)))
+                .unwrap();
             handle.wake();
             reactor.turn(None).unwrap();
         }

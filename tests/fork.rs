@@ -43,7 +43,10 @@ impl Child {
         let mut status = 0;
         // SAFETY: the pointer is to a local that the call fills in.
         assert_eq!(unsafe { libc::waitpid(self.0, &raw mut status, 0) }, self.0);
-        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "the child: {status:#x}");
+        assert!(
+            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
+            "the child: {status:#x}"
+        );
     }
 }
 
@@ -61,7 +64,11 @@ impl Served {
         let registration = register_interest(&event, Interest::READABLE, &reactor);
         signal(&event);
         read_ready(&mut reactor, &registration, Ready::READABLE);
-        Served { reactor, event, registration }
+        Served {
+            reactor,
+            event,
+            registration,
+        }
     }
 
     /// Fails unless it does all that a reactor does.
@@ -94,7 +101,11 @@ impl Served {
 }
 
 fn other(backend: Backend) -> Backend {
-    if backend == Backend::Uring { Backend::Epoll } else { Backend::Uring }
+    if backend == Backend::Uring {
+        Backend::Epoll
+    } else {
+        Backend::Uring
+    }
 }
 
 both_backends_in_child! {
@@ -158,7 +169,11 @@ both_backends_in_child! {
 
     fn a_child_that_drops_inherited_registrations_does_no_harm(backend: Backend) {
         for turned in [false, true] {
-            let Served { mut reactor, event, registration } = Served::start(backend);
+            let Served {
+                mut reactor,
+                event,
+                registration,
+            } = Served::start(backend);
             forget_edges(&mut reactor, &registration);
             let mut registration = Some(registration);
             let child = Child::run(|| {
@@ -190,7 +205,11 @@ both_backends_in_child! {
     }
 
     fn edges_at_the_time_of_the_fork_are_the_parents(backend: Backend) {
-        let Served { mut reactor, event, registration } = Served::start(backend);
+        let Served {
+            mut reactor,
+            event,
+            registration,
+        } = Served::start(backend);
         for _ in 0..10 {
             forget_edges(&mut reactor, &registration);
             signal(&event);
@@ -258,15 +277,23 @@ both_backends_in_child! {
             registration.register_with(&event, handle).unwrap();
             signal(&event);
             wait_until(|| {
-                registration.take_read_ready().unwrap().is_some_and(|ready| ready.is_readable())
+                registration
+                    .take_read_ready()
+                    .unwrap()
+                    .is_some_and(|ready| ready.is_readable())
             });
         };
         serves(&handle);
         let mut background = Some(background);
         let child = Child::run(|| {
             let event = event_fd();
-            let error = Registration::new().register_with(&event, &handle).unwrap_err();
-            assert!(matches!(reason(&error), Some(Error::ReactorGone)), "{error:?}");
+            let error = Registration::new()
+                .register_with(&event, &handle)
+                .unwrap_err();
+            assert!(
+                matches!(reason(&error), Some(Error::ReactorGone)),
+                "{error:?}"
+            );
             // There is no thread to wait for.
             drop(background.take());
             serves(&reactor(backend).background().unwrap().handle());
@@ -278,14 +305,23 @@ both_backends_in_child! {
 
     fn a_program_that_is_executed_inherits_no_descriptor(backend: Backend) {
         let mut parents = Served::start(backend);
-        let mut program = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut program = Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         let descriptors = format!("/proc/{}/fd", program.id());
         // Until it is `cat`, it is a copy of this process.
         let cat = format!("/proc/{}/comm", program.id());
         wait_until(|| fs::read_to_string(&cat).unwrap().trim() == "cat");
         for entry in fs::read_dir(descriptors).unwrap() {
-            let Ok(target) = fs::read_link(entry.unwrap().path()) else { continue };
-            assert!(!target.to_string_lossy().contains("anon_inode"), "{target:?}");
+            let Ok(target) = fs::read_link(entry.unwrap().path()) else {
+                continue;
+            };
+            assert!(
+                !target.to_string_lossy().contains("anon_inode"),
+                "{target:?}"
+            );
         }
         drop(program.stdin.take());
         program.wait().unwrap();
@@ -302,7 +338,10 @@ fn a_child_has_a_fallback_of_its_own() {
             assert!(registration.register(&event).unwrap());
             signal(&event);
             wait_until(|| {
-                registration.take_read_ready().unwrap().is_some_and(|ready| ready.is_readable())
+                registration
+                    .take_read_ready()
+                    .unwrap()
+                    .is_some_and(|ready| ready.is_readable())
             });
         };
         // The parent's thread is not among what a child inherits.

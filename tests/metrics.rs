@@ -28,7 +28,16 @@ fn metrics_are_copied_and_are_numbers() {
         ..
     } = copy;
     let all: [u64; 11] = [
-        turns, enters, entries, completions, events, spurious, rearms, overflows, wakes, rebuilds,
+        turns,
+        enters,
+        entries,
+        completions,
+        events,
+        spurious,
+        rearms,
+        overflows,
+        wakes,
+        rebuilds,
         registered,
     ];
     assert_eq!(all, [0; 11]);
@@ -54,7 +63,10 @@ both_backends! {
         let handle = reactor.handle();
         let before = reactor.metrics();
         drop(reactor);
-        assert!(handle.metrics().turns >= before.turns, "they can be read to the end");
+        assert!(
+            handle.metrics().turns >= before.turns,
+            "they can be read to the end"
+        );
     }
 
     fn turns_are_counted(backend: Backend) {
@@ -79,8 +91,10 @@ both_backends! {
     fn registrations_are_counted_as_of_now(backend: Backend) {
         let mut reactor = reactor(backend);
         let pairs: Vec<_> = (0..10).map(|_| unix_pair()).collect();
-        let mut registrations: Vec<_> =
-            pairs.iter().map(|(ours, _)| register(ours, &reactor)).collect();
+        let mut registrations: Vec<_> = pairs
+            .iter()
+            .map(|(ours, _)| register(ours, &reactor))
+            .collect();
         assert_eq!(reactor.metrics().registered, 10);
         settle(&mut reactor);
         assert_eq!(reactor.metrics().registered, 10);
@@ -123,6 +137,9 @@ both_backends! {
         put(&theirs, b"x");
         read_ready(&mut reactor, &registration, Ready::READABLE);
         let metrics = reactor.metrics();
-        assert_eq!((metrics.rebuilds, metrics.overflows, metrics.rearms), (0, 0, 0));
+        assert_eq!(
+            (metrics.rebuilds, metrics.overflows, metrics.rearms),
+            (0, 0, 0)
+        );
     }
 }

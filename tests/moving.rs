@@ -44,7 +44,11 @@ both_backends! {
                 assert_eq!(rustix::io::read(&event, &mut [0; 8]), Ok(8));
                 settle(&mut reactor);
                 registration.take_read_ready().unwrap();
-                assert_eq!(registration.take_read_ready().unwrap(), None, "round {round}");
+                assert_eq!(
+                    registration.take_read_ready().unwrap(),
+                    None,
+                    "round {round}"
+                );
             });
         }
         if backend == Backend::Uring {
@@ -208,7 +212,10 @@ both_backends! {
         assert_eq!(reactor.as_fd().as_raw_fd(), number);
         signal(&event);
         for descriptor in [reactor.as_fd(), watched.as_fd()] {
-            let mut poll = [rustix::event::PollFd::new(&descriptor, rustix::event::PollFlags::IN)];
+            let mut poll = [rustix::event::PollFd::new(
+                &descriptor,
+                rustix::event::PollFlags::IN,
+            )];
             let timeout = BOUND.try_into().unwrap();
             assert_eq!(rustix::event::poll(&mut poll, Some(&timeout)).unwrap(), 1);
         }

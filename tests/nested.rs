@@ -52,7 +52,10 @@ both_backends! {
             // Level-triggered: it can be asked again.
             assert!(is_readable(&reactor, Duration::ZERO), "round {round}");
             assert_eq!(reactor.turn(ZERO).unwrap().events(), 1, "round {round}");
-            assert_eq!(registration.take_read_ready().unwrap(), Some(Ready::READABLE));
+            assert_eq!(
+                registration.take_read_ready().unwrap(),
+                Some(Ready::READABLE)
+            );
             serve(&mut reactor);
         }
     }
@@ -103,12 +106,20 @@ both_backends! {
             let registration = Registration::new();
             thread::scope(|scope| {
                 scope.spawn(|| {
-                    registration.register_interest(&ours, Interest::READABLE, &handle).unwrap();
+                    registration
+                        .register_interest(&ours, Interest::READABLE, &handle)
+                        .unwrap();
                 });
                 assert!(is_readable(&reactor, BOUND));
             });
             serve(&mut reactor);
-            assert!(registration.take_read_ready().unwrap().unwrap().is_readable());
+            assert!(
+                registration
+                    .take_read_ready()
+                    .unwrap()
+                    .unwrap()
+                    .is_readable()
+            );
             drop(registration);
             serve(&mut reactor);
             assert!(!is_readable(&reactor, Duration::ZERO));
@@ -155,9 +166,13 @@ both_backends! {
         settle(&mut reactor);
         signal(&event);
         // The first time that anybody asks for the descriptor.
-        assert!(is_readable(&reactor, BOUND));
-        assert_eq!(reactor.turn(ZERO).unwrap().events(), 1);
-        assert!(registration.take_read_ready().unwrap().is_some());
+        let mut turns = 0;
+        while registration.take_read_ready().unwrap().is_none() {
+            turns += 1;
+            assert!(turns < 10);
+            assert!(is_readable(&reactor, BOUND));
+            reactor.turn(ZERO).unwrap();
+        }
         // Asked for before the first turn.
         let mut fresh = common::reactor(backend);
         let descriptor = fresh.as_fd().try_clone_to_owned().unwrap();
@@ -184,7 +199,11 @@ both_backends! {
                 assert!(is_readable(&reactor, BOUND), "{served} were served");
                 served += reactor.turn(ZERO).unwrap().events();
             }
-            assert!(registrations.iter().all(|one| one.take_read_ready().unwrap().is_some()));
+            assert!(
+                registrations
+                    .iter()
+                    .all(|one| one.take_read_ready().unwrap().is_some())
+            );
             serve(&mut reactor);
             assert!(!is_readable(&reactor, Duration::ZERO));
         }
@@ -215,7 +234,9 @@ both_backends! {
                     thread::sleep(Duration::from_millis(2));
                     signal(&event);
                 });
-                turn_until(&mut reactor, || registration.take_read_ready().unwrap().is_some());
+                turn_until(&mut reactor, || {
+                    registration.take_read_ready().unwrap().is_some()
+                });
             });
             serve(&mut reactor);
             assert!(!is_readable(&reactor, Duration::ZERO));

@@ -60,7 +60,11 @@ fn debug_names_every_bit() {
     for (bit, name) in BITS {
         assert_eq!(format!("{bit:?}"), name);
         assert!(format!("{:?}", Ready::ALL).contains(name));
-        assert!(!format!("{:?}", Ready::ALL - bit).split(" | ").any(|part| part == name));
+        assert!(
+            !format!("{:?}", Ready::ALL - bit)
+                .split(" | ")
+                .any(|part| part == name)
+        );
     }
 }
 

@@ -52,7 +52,10 @@ fn assert_refused(backend: Backend, io: &impl AsFd, expected: impl Fn(&io::Error
 
     registration.deregister(io).unwrap();
     for error in verdicts(&registration) {
-        assert!(matches!(reason(&error), Some(Error::Deregistered)), "{error:?}");
+        assert!(
+            matches!(reason(&error), Some(Error::Deregistered)),
+            "{error:?}"
+        );
     }
     reactor.turn(Some(Duration::ZERO)).unwrap();
     assert!(reactor.is_idle());
@@ -90,7 +93,11 @@ fn is_bad_descriptor(error: &io::Error) -> bool {
 
 both_backends! {
     fn a_regular_file_is_permission_denied(backend: Backend) {
-        assert_refused(backend, &tempfile::tempfile().unwrap(), is_permission_denied);
+        assert_refused(
+            backend,
+            &tempfile::tempfile().unwrap(),
+            is_permission_denied,
+        );
     }
 
     fn a_regular_file_with_contents_is_permission_denied(backend: Backend) {
@@ -100,7 +107,11 @@ both_backends! {
 
     fn a_directory_is_permission_denied(backend: Backend) {
         let directory = tempfile::tempdir().unwrap();
-        assert_refused(backend, &File::open(directory.path()).unwrap(), is_permission_denied);
+        assert_refused(
+            backend,
+            &File::open(directory.path()).unwrap(),
+            is_permission_denied,
+        );
     }
 
     fn a_memory_file_is_permission_denied(backend: Backend) {
@@ -109,7 +120,11 @@ both_backends! {
     }
 
     fn the_null_device_is_permission_denied(backend: Backend) {
-        let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+        let null = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .unwrap();
         assert_refused(backend, &null, is_permission_denied);
     }
 
@@ -136,8 +151,12 @@ both_backends! {
         let file = tempfile::tempfile().unwrap();
         let registration = register(&file, &reactor);
         settle(&mut reactor);
-        assert!(is_permission_denied(&registration.take_read_ready().unwrap_err()));
-        assert!(is_permission_denied(&registration.take_write_ready().unwrap_err()));
+        assert!(is_permission_denied(
+            &registration.take_read_ready().unwrap_err()
+        ));
+        assert!(is_permission_denied(
+            &registration.take_write_ready().unwrap_err()
+        ));
     }
 
     fn a_refusal_costs_nothing_for_ever(backend: Backend) {
@@ -160,7 +179,9 @@ both_backends! {
         let file = tempfile::tempfile().unwrap();
         let registration = register(&file, &reactor);
         settle(&mut reactor);
-        assert!(is_permission_denied(&registration.take_read_ready().unwrap_err()));
+        assert!(is_permission_denied(
+            &registration.take_read_ready().unwrap_err()
+        ));
         drop(reactor);
         for error in verdicts(&registration) {
             assert!(is_permission_denied(&error), "{error:?}");
@@ -173,9 +194,15 @@ both_backends! {
         let registration = register(&file, &reactor);
         settle(&mut reactor);
         let (ours, _theirs) = unix_pair();
-        assert!(!registration.register_with(&ours, &reactor.handle()).unwrap());
+        assert!(
+            !registration
+                .register_with(&ours, &reactor.handle())
+                .unwrap()
+        );
         settle(&mut reactor);
-        assert!(is_permission_denied(&registration.take_read_ready().unwrap_err()));
+        assert!(is_permission_denied(
+            &registration.take_read_ready().unwrap_err()
+        ));
     }
 
     fn a_dropped_refused_registration_leaves_nothing_behind(backend: Backend) {
@@ -219,7 +246,9 @@ both_backends! {
         }
         settle(&mut reactor);
         for registration in &refused {
-            assert!(is_permission_denied(&registration.take_read_ready().unwrap_err()));
+            assert!(is_permission_denied(
+                &registration.take_read_ready().unwrap_err()
+            ));
         }
     }
 
@@ -229,7 +258,9 @@ both_backends! {
         let mut errors = Vec::new();
         let mut registration = Registration::new();
         errors.push(registration.take_read_ready().unwrap_err());
-        registration.register_with(&ours, &reactor.handle()).unwrap();
+        registration
+            .register_with(&ours, &reactor.handle())
+            .unwrap();
         let other = register(&ours, &reactor);
         registration.deregister(&ours).unwrap();
         errors.push(registration.take_read_ready().unwrap_err());
@@ -243,7 +274,10 @@ both_backends! {
         });
         assert!(named.eq(0..3));
         for error in &errors {
-            assert!(error.kind() != ErrorKind::Other, "{error:?} has no fitting kind");
+            assert!(
+                error.kind() != ErrorKind::Other,
+                "{error:?} has no fitting kind"
+            );
             assert!(!error.to_string().is_empty());
         }
     }

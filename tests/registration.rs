@@ -50,7 +50,10 @@ fn refusals(registration: &Registration) -> [io::Error; 4] {
 fn readiness_calls_before_register_say_not_registered() {
     let registration = Registration::new();
     for error in refusals(&registration) {
-        assert!(matches!(reason(&error), Some(Error::NotRegistered)), "{error:?}");
+        assert!(
+            matches!(reason(&error), Some(Error::NotRegistered)),
+            "{error:?}"
+        );
         assert!(error.to_string().contains("register"), "{error}");
     }
 }
@@ -61,10 +64,26 @@ both_backends! {
         let elsewhere = common::reactor(backend);
         let (ours, _theirs) = unix_pair();
         let registration = Registration::new();
-        assert!(registration.register_with(&ours, &reactor.handle()).unwrap());
-        assert!(!registration.register_with(&ours, &reactor.handle()).unwrap());
-        assert!(!registration.register_interest(&ours, Interest::READABLE, &reactor.handle()).unwrap());
-        assert!(!registration.register_with(&ours, &elsewhere.handle()).unwrap());
+        assert!(
+            registration
+                .register_with(&ours, &reactor.handle())
+                .unwrap()
+        );
+        assert!(
+            !registration
+                .register_with(&ours, &reactor.handle())
+                .unwrap()
+        );
+        assert!(
+            !registration
+                .register_interest(&ours, Interest::READABLE, &reactor.handle())
+                .unwrap()
+        );
+        assert!(
+            !registration
+                .register_with(&ours, &elsewhere.handle())
+                .unwrap()
+        );
         assert!(!registration.register(&ours).unwrap());
         assert_eq!(reactor.metrics().registered, 1);
         assert!(elsewhere.is_idle());
@@ -75,7 +94,11 @@ both_backends! {
         let (ours, theirs) = unix_pair();
         let (other, others_peer) = unix_pair();
         let registration = register_interest(&ours, Interest::READABLE, &reactor);
-        assert!(!registration.register_with(&other, &reactor.handle()).unwrap());
+        assert!(
+            !registration
+                .register_with(&other, &reactor.handle())
+                .unwrap()
+        );
         put(&others_peer, b"to the other");
         settle(&mut reactor);
         assert_eq!(registration.take_read_ready().unwrap(), None);
@@ -88,7 +111,11 @@ both_backends! {
         let (ours, theirs) = unix_pair();
         let mut registration = Registration::new();
         let unsized_io: &dyn AsFd = &ours;
-        assert!(registration.register_with(unsized_io, &reactor.handle()).unwrap());
+        assert!(
+            registration
+                .register_with(unsized_io, &reactor.handle())
+                .unwrap()
+        );
         put(&theirs, b"x");
         read_ready(&mut reactor, &registration, Ready::READABLE);
         // The same descriptor in another guise.
@@ -180,8 +207,20 @@ both_backends! {
             assert_eq!(registration.take_write_ready().unwrap(), None);
         }
         turn_until(&mut reactor, || reader.get() == 1 && writer.get() == 1);
-        assert!(registration.take_read_ready().unwrap().unwrap().is_readable());
-        assert!(registration.take_write_ready().unwrap().unwrap().is_writable());
+        assert!(
+            registration
+                .take_read_ready()
+                .unwrap()
+                .unwrap()
+                .is_readable()
+        );
+        assert!(
+            registration
+                .take_write_ready()
+                .unwrap()
+                .unwrap()
+                .is_writable()
+        );
     }
 
     fn what_was_ready_before_the_registration_is_reported(backend: Backend) {
@@ -213,14 +252,25 @@ both_backends! {
         let (ours, theirs) = unix_pair();
         let mut registration = register(&ours, &reactor);
         registration.deregister(&ours).unwrap();
-        assert!(!registration.register_with(&ours, &reactor.handle()).unwrap());
+        assert!(
+            !registration
+                .register_with(&ours, &reactor.handle())
+                .unwrap()
+        );
         settle(&mut reactor);
-        assert!(!registration.register_with(&ours, &reactor.handle()).unwrap());
+        assert!(
+            !registration
+                .register_with(&ours, &reactor.handle())
+                .unwrap()
+        );
         assert!(reactor.is_idle());
         put(&theirs, b"x");
         settle(&mut reactor);
         for error in refusals(&registration) {
-            assert!(matches!(reason(&error), Some(Error::Deregistered)), "{error:?}");
+            assert!(
+                matches!(reason(&error), Some(Error::Deregistered)),
+                "{error:?}"
+            );
         }
     }
 
@@ -229,7 +279,11 @@ both_backends! {
         let (ours, theirs) = unix_pair();
         let registration = Registration::new();
         assert_eq!(refusals(&registration).len(), 4);
-        assert!(registration.register_with(&ours, &reactor.handle()).unwrap());
+        assert!(
+            registration
+                .register_with(&ours, &reactor.handle())
+                .unwrap()
+        );
         put(&theirs, b"x");
         read_ready(&mut reactor, &registration, Ready::READABLE);
     }
@@ -241,13 +295,23 @@ both_backends! {
         let registration = Registration::new();
         for _ in 0..3 {
             let error = registration.register_with(&ours, &gone).unwrap_err();
-            assert!(matches!(reason(&error), Some(Error::ReactorGone)), "{error:?}");
+            assert!(
+                matches!(reason(&error), Some(Error::ReactorGone)),
+                "{error:?}"
+            );
             for error in refusals(&registration) {
-                assert!(matches!(reason(&error), Some(Error::NotRegistered)), "{error:?}");
+                assert!(
+                    matches!(reason(&error), Some(Error::NotRegistered)),
+                    "{error:?}"
+                );
             }
         }
         assert_eq!(gone.metrics().registered, 0);
-        assert!(registration.register_with(&ours, &reactor.handle()).unwrap());
+        assert!(
+            registration
+                .register_with(&ours, &reactor.handle())
+                .unwrap()
+        );
         put(&theirs, b"x");
         read_ready(&mut reactor, &registration, Ready::READABLE);
     }
@@ -325,14 +389,21 @@ both_backends! {
         assert_eq!((reader.get(), writer.get(), newcomer.get()), (1, 1, 1));
         for registration in [&registration, &unseen] {
             for error in refusals(registration) {
-                assert!(matches!(reason(&error), Some(Error::ReactorGone)), "{error:?}");
+                assert!(
+                    matches!(reason(&error), Some(Error::ReactorGone)),
+                    "{error:?}"
+                );
             }
         }
         drop((registration, unseen));
         assert_eq!((reader.get(), writer.get(), newcomer.get()), (1, 1, 1));
         drop((read_waker, write_waker, new_waker));
         for count in [reader, writer, newcomer] {
-            assert_eq!(Arc::strong_count(&count), 1, "an ended registration keeps a waker");
+            assert_eq!(
+                Arc::strong_count(&count),
+                1,
+                "an ended registration keeps a waker"
+            );
         }
     }
 
@@ -344,7 +415,10 @@ both_backends! {
         drop(reactor);
         registration.deregister(&ours).unwrap();
         for error in refusals(&registration) {
-            assert!(matches!(reason(&error), Some(Error::Deregistered)), "{error:?}");
+            assert!(
+                matches!(reason(&error), Some(Error::Deregistered)),
+                "{error:?}"
+            );
         }
         drop((registration, ours));
         wait_until(|| at_end(&theirs));
@@ -423,7 +497,10 @@ both_backends! {
             forget_edges(&mut reactor, &first);
             forget_edges(&mut reactor, &second);
             assert!(poll_read(&first, &one_waker).is_pending(), "round {round}");
-            assert!(poll_read(&second, &other_waker).is_pending(), "round {round}");
+            assert!(
+                poll_read(&second, &other_waker).is_pending(),
+                "round {round}"
+            );
             put(&theirs, b"x");
             turn_until(&mut reactor, || one.get() == 1 && other.get() == 1);
             read_ready(&mut reactor, &third, Ready::READABLE);
@@ -438,7 +515,11 @@ both_backends! {
             let first = register_interest(&ours, Interest::READABLE, &reactor);
             let second = register_interest(&ours, Interest::READABLE, &reactor);
             settle(&mut reactor);
-            let (mut goes, stays) = if first_goes { (first, second) } else { (second, first) };
+            let (mut goes, stays) = if first_goes {
+                (first, second)
+            } else {
+                (second, first)
+            };
             goes.deregister(&ours).unwrap();
             settle(&mut reactor);
             put(&theirs, b"x");

@@ -164,8 +164,9 @@ both_backends! {
 
     fn a_connection_that_takes_its_time_is_waited_for(backend: Backend) {
         let mut reactor = reactor(backend);
+        let handle = reactor.handle();
         let (listener, address, _first) = busy_listener();
-        let mut connect = pin!(AsyncFd::<TcpStream>::connect_with(address, &reactor.handle()));
+        let mut connect = pin!(AsyncFd::<TcpStream>::connect_with(address, &handle));
         assert!(poll_once(connect.as_mut()).is_pending());
         settle(&mut reactor);
         assert!(poll_once(connect.as_mut()).is_pending());
@@ -180,8 +181,9 @@ both_backends! {
 
     fn a_connection_that_is_refused_late_is_an_error(backend: Backend) {
         let mut reactor = reactor(backend);
+        let handle = reactor.handle();
         let (listener, address, _first) = busy_listener();
-        let mut connect = pin!(AsyncFd::<TcpStream>::connect_with(address, &reactor.handle()));
+        let mut connect = pin!(AsyncFd::<TcpStream>::connect_with(address, &handle));
         assert!(poll_once(connect.as_mut()).is_pending());
         settle(&mut reactor);
         drop(listener);
@@ -191,9 +193,10 @@ both_backends! {
 
     fn a_connection_that_is_given_up_leaves_nothing_behind(backend: Backend) {
         let mut reactor = reactor(backend);
+        let handle = reactor.handle();
         let (_listener, address, _first) = busy_listener();
         {
-            let mut connect = pin!(AsyncFd::<TcpStream>::connect_with(address, &reactor.handle()));
+            let mut connect = pin!(AsyncFd::<TcpStream>::connect_with(address, &handle));
             assert!(poll_once(connect.as_mut()).is_pending());
             settle(&mut reactor);
             assert!(!reactor.is_idle());

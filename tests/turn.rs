@@ -21,7 +21,8 @@ fn voluntary_switches() -> libc::c_long {
     // SAFETY: `rusage` is plain numbers, for which zeroes are a value.
     let mut usage: libc::rusage = unsafe { mem::zeroed() };
     // SAFETY: the pointer is to a local that the call fills in.
-    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) }, 0);
+    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    assert_eq!(result, 0);
     usage.ru_nvcsw
 }
 
@@ -63,7 +64,10 @@ both_backends! {
             settle(&mut reactor);
             signal(&event);
             assert_eq!(reactor.turn(ZERO).unwrap().events(), 1);
-            assert_eq!(registration.take_read_ready().unwrap(), Some(Ready::READABLE));
+            assert_eq!(
+                registration.take_read_ready().unwrap(),
+                Some(Ready::READABLE)
+            );
         }
     }
 
@@ -80,7 +84,10 @@ both_backends! {
                 assert_eq!(turn.events(), 0);
                 let took = start.elapsed();
                 assert!(took >= timeout * 9 / 10, "{timeout:?}: only {took:?}");
-                assert!(took < timeout + Duration::from_secs(3), "{timeout:?}: {took:?}");
+                assert!(
+                    took < timeout + Duration::from_secs(3),
+                    "{timeout:?}: {took:?}"
+                );
             }
         }
     }
@@ -116,7 +123,9 @@ both_backends! {
                     signal(&event);
                 });
                 let start = Instant::now();
-                let turn = reactor.turn(if round % 3 == 0 { None } else { LONG }).unwrap();
+                let turn = reactor
+                    .turn(if round % 3 == 0 { None } else { LONG })
+                    .unwrap();
                 assert_eq!(turn.events(), 1);
                 assert!(start.elapsed() < BOUND);
             });
@@ -126,7 +135,11 @@ both_backends! {
     fn the_longest_timeout_is_a_timeout(backend: Backend) {
         let mut reactor = reactor(backend);
         let handle = reactor.handle();
-        for timeout in [Duration::MAX, Duration::from_secs(i64::MAX as u64), Duration::from_millis(u64::MAX)] {
+        for timeout in [
+            Duration::MAX,
+            Duration::from_secs(i64::MAX as u64),
+            Duration::from_millis(u64::MAX),
+        ] {
             thread::scope(|scope| {
                 scope.spawn(|| {
                     thread::sleep(Duration::from_millis(5));
@@ -253,7 +266,10 @@ both_backends! {
         unsafe {
             let mut action: libc::sigaction = mem::zeroed();
             action.sa_sigaction = handler as *const () as usize;
-            assert_eq!(libc::sigaction(libc::SIGURG, &raw const action, ptr::null_mut()), 0);
+            assert_eq!(
+                libc::sigaction(libc::SIGURG, &raw const action, ptr::null_mut()),
+                0
+            );
         }
         let mut reactor = reactor(backend);
         let event = event_fd();

@@ -58,15 +58,26 @@ both_backends! {
         settle(&mut reactor);
         for _ in 0..3 {
             let wakers: Vec<_> = (0..events.len())
-                .map(|index| if index % 3 == 0 { panicking_waker() } else { counting_waker() })
+                .map(|index| {
+                    if index % 3 == 0 {
+                        panicking_waker()
+                    } else {
+                        counting_waker()
+                    }
+                })
                 .collect();
             for (registration, (_, waker)) in registrations.iter().zip(&wakers) {
                 assert!(poll_read(registration, waker).is_pending());
             }
             events.iter().for_each(signal);
-            turn_until(&mut reactor, || wakers.iter().all(|(count, _)| count.get() == 1));
+            turn_until(&mut reactor, || {
+                wakers.iter().all(|(count, _)| count.get() == 1)
+            });
             for registration in &registrations {
-                assert_eq!(registration.take_read_ready().unwrap(), Some(Ready::READABLE));
+                assert_eq!(
+                    registration.take_read_ready().unwrap(),
+                    Some(Ready::READABLE)
+                );
             }
             settle(&mut reactor);
         }
@@ -114,7 +125,13 @@ both_backends! {
             .collect();
         settle(&mut reactor);
         let wakers: Vec<_> = (0..pairs.len())
-            .map(|index| if index % 3 == 2 { counting_waker() } else { panicking_waker() })
+            .map(|index| {
+                if index % 3 == 2 {
+                    counting_waker()
+                } else {
+                    panicking_waker()
+                }
+            })
             .collect();
         for (registration, (_, waker)) in registrations.iter().zip(&wakers) {
             assert!(poll_read(registration, waker).is_pending());
@@ -175,8 +192,8 @@ both_backends! {
         let mut reactor = reactor(backend);
         let (ours, theirs) = unix_pair();
         let (other, others_peer) = unix_pair();
-        let registrations = [&ours, &other]
-            .map(|io| register_interest(io, Interest::READABLE, &reactor));
+        let registrations =
+            [&ours, &other].map(|io| register_interest(io, Interest::READABLE, &reactor));
         settle(&mut reactor);
         let [own, others] = registrations;
         let cell = Arc::new(Mutex::new(None));
@@ -223,7 +240,10 @@ both_backends! {
         let mut reactor = reactor(backend);
         let event = event_fd();
         let registration = register_interest(&event, Interest::READABLE, &reactor);
-        let follows = Arc::new(Follows { registration, seen: AtomicUsize::new(0) });
+        let follows = Arc::new(Follows {
+            registration,
+            seen: AtomicUsize::new(0),
+        });
         Arc::clone(&follows).wake();
         settle(&mut reactor);
         for seen in 1..=20 {

@@ -27,7 +27,6 @@
 
 pub(crate) mod ring;
 
-use crate::backend::bell::{new_eventfd, signal};
 use crate::backend::epoll::Entries;
 use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events, process};
 use crate::shared::Shared;
@@ -471,6 +470,7 @@ impl Kernel for Uring {
 mod tests {
     use super::*;
     use crate::backend::Bell;
+    use crate::backend::bell::{new_eventfd, signal};
 
     const POLL: Token = Token::new(Tag::Main, 3, 1);
 

@@ -11,8 +11,6 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
-const NOW: Option<Duration> = Some(Duration::ZERO);
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Request {
     Arm(Token, u16, Tier),

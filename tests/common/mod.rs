@@ -127,7 +127,13 @@ pub(crate) fn in_child<F: FnOnce()>(variables: &[(&str, &str)], body: F) {
     }
     let mut command = Command::new(env::current_exe().unwrap());
     command
-        .args([name, "--exact", "--nocapture", "--include-ignored", "--test-threads=1"])
+        .args([
+            name,
+            "--exact",
+            "--nocapture",
+            "--include-ignored",
+            "--test-threads=1",
+        ])
         .env(CHILD, name)
         .env_remove("URING_REACTOR_BACKEND")
         .envs(variables.iter().copied());
@@ -181,7 +187,11 @@ pub(crate) fn register_interest<T: std::os::fd::AsFd>(
     reactor: &Reactor,
 ) -> Registration {
     let registration = Registration::new();
-    assert!(registration.register_interest(io, interest, &reactor.handle()).unwrap());
+    assert!(
+        registration
+            .register_interest(io, interest, &reactor.handle())
+            .unwrap()
+    );
     registration
 }
 
@@ -192,7 +202,10 @@ pub(crate) fn turn_until(reactor: &mut Reactor, mut condition: impl FnMut() -> b
     let start = Instant::now();
     loop {
         let left = BOUND.saturating_sub(start.elapsed());
-        assert!(!left.is_zero(), "the condition did not hold in time, or no turn ended for it");
+        assert!(
+            !left.is_zero(),
+            "the condition did not hold in time, or no turn ended for it"
+        );
         if condition() {
             return;
         }
@@ -219,7 +232,10 @@ pub(crate) fn settle(reactor: &mut Reactor) {
 /// Waits until the condition holds, for what happens on other threads.
 #[track_caller]
 pub(crate) fn wait_until(condition: impl FnMut() -> bool) {
-    assert!(holds_within(BOUND, condition), "the condition did not hold in time");
+    assert!(
+        holds_within(BOUND, condition),
+        "the condition did not hold in time"
+    );
 }
 
 /// True if the condition holds within that time.
@@ -245,7 +261,10 @@ pub(crate) fn read_ready(
 ) -> Ready {
     let mut seen = Ready::EMPTY;
     turn_until(reactor, || {
-        seen |= registration.take_read_ready().unwrap().unwrap_or(Ready::EMPTY);
+        seen |= registration
+            .take_read_ready()
+            .unwrap()
+            .unwrap_or(Ready::EMPTY);
         seen.contains(wanted)
     });
     seen
@@ -260,7 +279,10 @@ pub(crate) fn write_ready(
 ) -> Ready {
     let mut seen = Ready::EMPTY;
     turn_until(reactor, || {
-        seen |= registration.take_write_ready().unwrap().unwrap_or(Ready::EMPTY);
+        seen |= registration
+            .take_write_ready()
+            .unwrap()
+            .unwrap_or(Ready::EMPTY);
         seen.contains(wanted)
     });
     seen
@@ -326,14 +348,18 @@ pub(crate) fn poll_write(registration: &Registration, waker: &Waker) -> Poll<io:
 
 /// The crate's own error inside an `io::Error`.
 pub(crate) fn reason(error: &io::Error) -> Option<&Error> {
-    error.get_ref().and_then(|inner| inner.downcast_ref::<Error>())
+    error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Error>())
 }
 
 /// The kernel's number, of the error itself or of one it stems from.
 pub(crate) fn errno(error: &io::Error) -> Option<i32> {
     let mut next = Some(error as &(dyn std::error::Error + 'static));
     while let Some(error) = next {
-        let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        let number = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error);
         if number.is_some() {
             return number;
         }
@@ -364,7 +390,11 @@ impl Turning {
             }
             reactor
         });
-        Turning { handle, stop, thread: Some(thread) }
+        Turning {
+            handle,
+            stop,
+            thread: Some(thread),
+        }
     }
 
     pub(crate) fn handle(&self) -> &Handle {
@@ -432,11 +462,20 @@ pub(crate) fn descriptors_to_spare(wanted: usize) -> usize {
     let needed = (wanted + reserve) as u64;
     let allowed = limit.maximum.unwrap_or(u64::MAX).min(needed);
     if limit.current.is_some_and(|current| current < allowed) {
-        setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), maximum: limit.maximum })
-            .unwrap();
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: Some(allowed),
+                maximum: limit.maximum,
+            },
+        )
+        .unwrap();
     }
     let current = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(current).unwrap_or(usize::MAX).saturating_sub(reserve).min(wanted)
+    usize::try_from(current)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(reserve)
+        .min(wanted)
 }
 
 /// Limits the locked memory, also of a privileged user. For processes of their own.
@@ -447,6 +486,9 @@ pub(crate) fn limit_locked_memory(bytes: u64) {
     sets.effective -= CapabilitySet::IPC_LOCK;
     sets.permitted -= CapabilitySet::IPC_LOCK;
     set_capabilities(None, sets).unwrap();
-    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    let limit = Rlimit {
+        current: Some(bytes),
+        maximum: Some(bytes),
+    };
     setrlimit(Resource::Memlock, limit).unwrap();
 }
