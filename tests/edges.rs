@@ -128,9 +128,7 @@ both_backends! {
         assert_eq!((reader.get(), writer.get(), stranger.get()), (1, 1, 0));
     }
 
-    fn the_read_stream_has_everything_but_writable_and_the_write_stream_has_its_own(
-        backend: Backend,
-    ) {
+    fn each_stream_has_its_own_bits(backend: Backend) {
         let mut reactor = reactor(backend);
         let (ours, theirs) = unix_pair();
         let registration = register(&ours, &reactor);

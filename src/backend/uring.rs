@@ -96,26 +96,33 @@ impl Instance {
 
     /// Queues an entry, which refers to nothing but descriptors.
     fn push(&mut self, entry: squeue::Entry) {
-        self.backlog.push_back(entry);
         self.pushed += 1;
-        self.refill();
-        if !self.backlog.is_empty() {
-            // Full. Hand over what is there; whatever comes of it, the rest is kept in order.
+        if self.ring.free() == 0 {
+            // Hand over what is there; whatever comes of it, the order is kept.
             let result = self.ring.submit();
             self.note_submitted(&result);
             self.refill();
         }
+        if self.backlog.is_empty() && self.ring.free() > 0 {
+            self.push_to_ring(&entry);
+        } else {
+            self.backlog.push_back(entry);
+        }
     }
 
     fn refill(&mut self) {
-        while !self.backlog.is_empty() && self.ring.free() > 0 {
-            if let Some(entry) = self.backlog.pop_front() {
-                // SAFETY: `push` takes entries that refer to descriptors only. A descriptor that is
-                // closed before the entry is submitted makes it fail or, if its number was used
-                // again, poll another file; neither touches memory.
-                unsafe { self.ring.push(&entry) };
-            }
+        while self.ring.free() > 0
+            && let Some(entry) = self.backlog.pop_front()
+        {
+            self.push_to_ring(&entry);
         }
+    }
+
+    fn push_to_ring(&mut self, entry: &squeue::Entry) {
+        // SAFETY: `push` takes entries that refer to descriptors only. A descriptor that is closed
+        // before the entry is submitted makes it fail or, if its number was used again, poll another
+        // file; neither touches memory.
+        unsafe { self.ring.push(entry) };
     }
 
     fn note_submitted(&mut self, result: &io::Result<u32>) {
@@ -156,6 +163,10 @@ fn is_gone(sentinel: &OwnedFd, deadline: Instant) -> bool {
 
 impl Drop for Instance {
     fn drop(&mut self) {
+        // An index in this thread's table would keep the ring, and so its files, alive.
+        if self.process == process::generation() && self.owner == Some(process::thread()) {
+            self.ring.unregister();
+        }
         // A `CLOSE` that was not submitted has not closed anything, here or in a parent.
         for (position, fd) in self.closes.drain(..) {
             if position >= self.submitted {
@@ -445,11 +456,10 @@ impl Kernel for Uring {
         !self.graves.is_empty()
     }
 
-    fn shut_down(mut self: Box<Self>, clean: bool) {
+    fn shut_down(self: Box<Self>, clean: bool) {
         if self.standing() == Standing::Inherited {
             return;
         }
-        self.unpin();
         let Uring {
             mut instance,
             mut graves,

@@ -41,7 +41,7 @@ const WATCHDOG: Duration = Duration::from_secs(60);
 /// makes `a_sentence_of_the_contract::uring` and `a_sentence_of_the_contract::epoll`. A test that
 /// hangs fails after a minute.
 macro_rules! both_backends {
-    ($($(#[$meta:meta])* fn $name:ident($backend:ident: Backend) $body:block)*) => {$(
+    ($($(#[$meta:meta])* fn $name:ident($backend:ident: Backend $(,)?) $body:block)*) => {$(
         mod $name {
             #[allow(unused_imports)]
             use super::*;
@@ -66,7 +66,7 @@ pub(crate) use both_backends;
 /// As [`both_backends`], each in a process of its own: for tests that change what a process has
 /// only once (limits, filters, environment, the fallback) or that count what it has (descriptors).
 macro_rules! both_backends_in_child {
-    ($($(#[$meta:meta])* fn $name:ident($backend:ident: Backend) $body:block)*) => {$(
+    ($($(#[$meta:meta])* fn $name:ident($backend:ident: Backend $(,)?) $body:block)*) => {$(
         mod $name {
             #[allow(unused_imports)]
             use super::*;

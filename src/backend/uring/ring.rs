@@ -73,6 +73,7 @@ impl Ring {
             .setup_defer_taskrun()
             .setup_taskrun_flag()
             .setup_r_disabled()
+            .setup_submit_all()
             .setup_cqsize(completions)
             .setup_clamp()
             .dontfork();
