@@ -10,7 +10,7 @@ use futures_lite::future::zip;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::{Pin, pin};
@@ -135,23 +135,21 @@ where
 /// Runs a test for the owner with futures-io, a reference to it with futures-io, and the owner with
 /// tokio. `$make` makes a fresh one each time, beside whatever else the test needs.
 macro_rules! with_every_stream {
-    ($make:expr, |$stream:ident, $rest:pat_param| $body:block) => {
-        {
-            let (io, $rest) = $make;
-            let mut $stream = Futures(io);
-            $body
-        }
-        {
-            let (io, $rest) = $make;
-            let mut $stream = Futures(&io);
-            $body
-        }
-        {
-            let (io, $rest) = $make;
-            let mut $stream = Tokio(io);
-            $body
-        }
-    };
+    ($make:expr, |$stream:ident, $rest:pat_param| $body:block) => {{
+        let (io, $rest) = $make;
+        let mut $stream = Futures(io);
+        $body
+    }
+    {
+        let (io, $rest) = $make;
+        let mut $stream = Futures(&io);
+        $body
+    }
+    {
+        let (io, $rest) = $make;
+        let mut $stream = Tokio(io);
+        $body
+    }};
 }
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -202,7 +200,11 @@ impl Interrupted {
     fn pass(&self) -> io::Result<()> {
         let mut interrupt = self.interrupt.lock().unwrap();
         *interrupt = !*interrupt;
-        if *interrupt { Err(ErrorKind::Interrupted.into()) } else { Ok(()) }
+        if *interrupt {
+            Err(ErrorKind::Interrupted.into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -547,22 +549,4 @@ both_backends! {
         };
         assert!(matches!(reason(&error), Some(uring_reactor::Error::ReactorGone)));
     }
-}
-
-/// Datagram sockets have no `Read` and `Write`, and so no streams; whoever wraps one gets what
-/// `shutdown` does to it.
-#[test]
-fn a_datagram_socket_is_no_stream() {
-    trait IsNot {
-        const STREAM: bool = false;
-    }
-    impl<T> IsNot for Is<T> {}
-    struct Is<T>(std::marker::PhantomData<T>);
-    #[allow(dead_code)]
-    impl<T: futures_io::AsyncRead> Is<T> {
-        const STREAM: bool = true;
-    }
-
-    assert!(!Is::<AsyncFd<UdpSocket>>::STREAM);
-    assert!(Is::<AsyncFd<TcpStream>>::STREAM);
 }

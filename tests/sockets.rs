@@ -21,8 +21,12 @@ use uring_reactor::{AsyncFd, Error, Interest, set_default, with_default};
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
 fn is_nonblocking_and_cloexec(io: &impl AsFd) -> bool {
-    rustix::fs::fcntl_getfl(io).unwrap().contains(OFlags::NONBLOCK)
-        && rustix::io::fcntl_getfd(io).unwrap().contains(FdFlags::CLOEXEC)
+    rustix::fs::fcntl_getfl(io)
+        .unwrap()
+        .contains(OFlags::NONBLOCK)
+        && rustix::io::fcntl_getfd(io)
+            .unwrap()
+            .contains(FdFlags::CLOEXEC)
 }
 
 /// Sends and receives through two streams that should be each other's ends.
@@ -31,10 +35,16 @@ where
     for<'a> &'a S: Read + Write,
 {
     for (from, to) in [(one, other), (other, one)] {
-        let n = from.async_io(Interest::WRITABLE, |mut io| io.write(b"hello")).await.unwrap();
+        let n = from
+            .async_io(Interest::WRITABLE, |mut io| io.write(b"hello"))
+            .await
+            .unwrap();
         assert_eq!(n, 5);
         let mut buffer = [0; 8];
-        let n = to.async_io(Interest::READABLE, |mut io| io.read(&mut buffer)).await.unwrap();
+        let n = to
+            .async_io(Interest::READABLE, |mut io| io.read(&mut buffer))
+            .await
+            .unwrap();
         assert_eq!(&buffer[..n], b"hello");
     }
 }
@@ -43,7 +53,10 @@ where
 fn refusing_address() -> (OwnedFd, SocketAddr) {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
     rustix::net::bind(&socket, &SocketAddr::from(ANY_PORT)).unwrap();
-    let address = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+    let address = rustix::net::getsockname(&socket)
+        .unwrap()
+        .try_into()
+        .unwrap();
     (socket, address)
 }
 
