@@ -33,6 +33,7 @@ use std::convert::Infallible;
 use std::io::{self, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::pin::{Pin, pin};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::thread;
@@ -44,7 +45,18 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How long a core that cannot accept, for want of descriptors, waits before it tries again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-fn main() -> io::Result<()> {
+fn main() -> ExitCode {
+    // As text, not as `Debug`: a refused io_uring is explained, with what to do about it.
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
     // The reactor says through `tracing` if it had to fall back to epoll, and why.
     tracing_subscriber::fmt()
         .with_writer(io::stderr)

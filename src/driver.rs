@@ -20,88 +20,26 @@
 //! is changed with every arming, so that a completion that comes twice, or after the end, is
 //! recognised for what it is.
 
-use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events};
+mod slot;
+
+use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token};
 use crate::doorbell::Parked;
-use crate::ready::{Interest, Ready};
 use crate::shared::Shared;
 use crate::source::intent::Intent;
-use crate::source::word::End;
 use crate::source::{NO_SLOT, RETIRED, Source};
 use crate::sync::{Arc, Ordering};
 use slab::Slab;
+use slot::{Fd, Slot, State, Watch, wanted};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
-/// Shortages of the kernel's memory that a registration is carried over.
-const PATIENCE: u8 = 8;
 /// Registrations that are cancelled one by one when the reactor ends. More are left to the end of
 /// the ring, whose cost does not depend on their order.
 const CANCELLED_AT_END: usize = 1024;
 /// Looks at the intake, a turn, before it goes on without sleeping.
 const LOOKS: u32 = 4;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Idle,
-    Armed,
-    Cancelling,
-}
-
-/// One poll of a slot.
-#[derive(Clone, Copy, Debug)]
-struct Watch {
-    generation: u32,
-    events: u16,
-    state: State,
-    /// It has not reported since it was armed.
-    fresh: bool,
-}
-
-impl Watch {
-    const IDLE: Watch = Watch {
-        generation: 0,
-        events: 0,
-        state: State::Idle,
-        fresh: false,
-    };
-}
-
-/// What has become of a descriptor that was handed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fd {
-    Kept,
-    Closing,
-    Closed,
-}
-
-#[derive(Debug)]
-struct Slot {
-    source: Arc<Source>,
-    main: Watch,
-    urgent: Watch,
-    fd: Fd,
-    /// Of the main poll. The urgent one is always far.
-    tier: Tier,
-    /// Known to have a wait queue, so that an early end means an overflow.
-    pollable: bool,
-    /// The kernel's verdict was final.
-    failed: bool,
-    /// The end has been seen.
-    closing: bool,
-    shortages: u8,
-}
-
-impl Slot {
-    fn watch(&mut self, tag: Tag) -> &mut Watch {
-        if tag == Tag::Urgent {
-            &mut self.urgent
-        } else {
-            &mut self.main
-        }
-    }
-}
 
 pub(crate) struct Driver {
     kernel: Box<dyn Kernel>,
@@ -615,66 +553,6 @@ impl Driver {
                 .all(|(_, slot)| slot.main.state == State::Idle && slot.urgent.state == State::Idle)
         })
         .is_ok_and(|(_, done)| done)
-    }
-}
-
-impl Slot {
-    /// The kernel's verdict on the file is final.
-    fn fail(&mut self, errno: i32) {
-        self.failed = true;
-        tracing::debug!(
-            fd = self.source.fd(),
-            error = %io::Error::from_raw_os_error(errno),
-            "the kernel cannot watch this descriptor"
-        );
-        self.source.end(End::Failed(errno));
-    }
-
-    /// A poll ended that nobody had cancelled.
-    fn ended_early(&mut self, result: i32) {
-        match -result {
-            // An overflow, or the exit of the thread that submitted it.
-            ..=0 | libc::ECANCELED => self.shortages = 0,
-            // More wait queues than a ring can watch, of which it has two a poll.
-            libc::EINVAL if self.tier == Tier::Near => self.tier = Tier::Far,
-            libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::EBUSY
-                if self.shortages < PATIENCE =>
-            {
-                self.shortages += 1;
-            }
-            errno => self.fail(errno),
-        }
-    }
-
-    /// What poll bits mean for this registration.
-    fn ready(&self, tag: Tag, bits: u16) -> Ready {
-        let mut bits = bits;
-        if tag == Tag::Urgent {
-            // The other poll reports the rest, if it is armed.
-            if self.main.state != State::Idle {
-                bits &= events::PRI;
-            }
-        }
-        Ready::from_poll(bits)
-    }
-}
-
-/// The events of the main and of the urgent poll.
-fn wanted(intent: Intent, separate_urgent: bool) -> (u16, u16) {
-    let wants = |interest: Interest| intent.interest_bits() & interest.bits() != 0;
-    let mut main = 0;
-    if wants(Interest::READABLE) {
-        main |= events::IN | events::RDHUP;
-    }
-    if wants(Interest::WRITABLE) {
-        main |= events::OUT;
-    }
-    if !wants(Interest::PRIORITY) {
-        (main, 0)
-    } else if separate_urgent {
-        (main, events::PRI)
-    } else {
-        (main | events::PRI, 0)
     }
 }
 

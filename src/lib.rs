@@ -94,6 +94,11 @@ mod shared;
 mod source;
 mod sync;
 
+/// The README's code is compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(all(loom, test))]
 #[path = "../loom-tests/models/mod.rs"]
 mod models;

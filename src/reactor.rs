@@ -38,7 +38,7 @@ pub enum Backend {
 ///
 /// # fn main() -> std::io::Result<()> {
 /// let reactor = Reactor::builder().backend(Backend::Epoll).build()?;
-/// assert!(reactor.is_idle());
+/// assert_eq!(reactor.backend(), Backend::Epoll);
 /// # Ok(())
 /// # }
 /// ```
@@ -67,11 +67,12 @@ impl Builder {
     pub fn build(self) -> io::Result<Reactor> {
         let backend = choice::choose(self.backend)?;
         let shared = Arc::new(Shared::new(Bell::new()?));
-        let kernel = choice::build(backend, &shared)?;
+        let (backend, kernel) = choice::build(backend, &shared)?;
         let driver = Driver::new(kernel, Arc::clone(&shared));
         Ok(Reactor {
             driver: Some(driver),
             shared,
+            backend,
         })
     }
 }
@@ -125,6 +126,7 @@ pub struct Reactor {
     /// Taken by the drop only.
     driver: Option<Driver>,
     shared: Arc<Shared>,
+    backend: Backend,
 }
 
 impl Reactor {
@@ -233,6 +235,12 @@ impl Reactor {
         Background::new(self)
     }
 
+    /// What this reactor waits with: [`Backend::Uring`] or [`Backend::Epoll`], never `Auto`.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
     /// The counters, as of now.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
@@ -277,6 +285,7 @@ impl Drop for Reactor {
 impl fmt::Debug for Reactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reactor")
+            .field("backend", &self.backend)
             .field("registered", &self.shared.registered())
             .finish_non_exhaustive()
     }

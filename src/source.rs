@@ -28,6 +28,7 @@
 //! dispatch that starts after the end is in the word does nothing.
 
 pub(crate) mod intent;
+mod published;
 pub(crate) mod waiters;
 pub(crate) mod word;
 
@@ -35,11 +36,10 @@ use crate::error::Error;
 use crate::ready::{Interest, Ready};
 use crate::shared::Shared;
 use crate::sync::{Arc, AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell, contain};
+pub(crate) use published::Published;
+
 use intent::Intent;
 use std::io;
-use std::marker::PhantomData;
-use std::mem::{self, ManuallyDrop};
-use std::ops::Deref;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::task::{Poll, Waker};
@@ -163,7 +163,7 @@ impl Source {
         }
     }
 
-    /// A waiter of [`poll_shared`](Source::poll_shared) gives up its place.
+    /// A waiter of [`poll_shared`](Published::poll_shared) gives up its place.
     pub(crate) fn leave(&self, key: &mut Option<usize>) {
         if let Some(key) = key.take() {
             self.waiters().leave(key);
@@ -222,11 +222,10 @@ impl Source {
         let waited = before.waits(direction);
         let cell = &self.cells[direction as usize];
         if waited && contention == Contention::Yield {
-            // SAFETY: `BUSY(direction)` is ours.
             let same = cell.with(|cell| {
-                unsafe { &*cell }
-                    .as_ref()
-                    .is_some_and(|other| other.will_wake(waker))
+                // SAFETY: `BUSY(direction)` is ours.
+                let other = unsafe { &*cell };
+                other.as_ref().is_some_and(|other| other.will_wake(waker))
             });
             if !same {
                 // An edge that came in meanwhile left the cell's task to us.
@@ -299,7 +298,7 @@ impl Source {
         unsafe { &*waiters }
     }
 
-    /// True once [`deregister`](Source::deregister) was called.
+    /// True once [`deregister`](Published::deregister) was called.
     pub(crate) fn is_closing(&self) -> bool {
         self.intent().contains(Intent::CLOSING)
     }
@@ -377,7 +376,7 @@ impl Source {
         self.finish(|word| word.with_end(End::Gone).with_released());
     }
 
-    /// Closes the descriptor that [`deregister`](Source::deregister) was given.
+    /// Closes the descriptor that [`deregister`](Published::deregister) was given.
     pub(crate) fn take_fd(&self) -> OwnedFd {
         // SAFETY: `deregister` gave up the `OwnedFd` with this number when it set `CLOSE_FD`, and
         // this is called once: by the driver when it acts on that bit, or by whoever set the second
@@ -425,198 +424,6 @@ impl Source {
         let listed = |direction| before.listed(direction) && directions(direction);
         if Direction::BOTH.into_iter().any(listed) {
             self.waiters().wake(listed);
-        }
-    }
-}
-
-/// A published source, as its registration sees it. It has the strong count that a push to the
-/// intake needs, borrowed from the registration.
-pub(crate) struct Published<'a> {
-    source: ManuallyDrop<Arc<Source>>,
-    registration: PhantomData<&'a ()>,
-}
-
-impl Deref for Published<'_> {
-    type Target = Arc<Source>;
-
-    fn deref(&self) -> &Arc<Source> {
-        &self.source
-    }
-}
-
-impl Published<'_> {
-    /// # Safety
-    ///
-    /// `source` came from `Arc::into_raw`, and its strong count outlives the result.
-    pub(crate) unsafe fn from_raw<'a>(source: *const Source) -> Published<'a> {
-        // SAFETY: the caller's promise; that count is not given back by us.
-        let source = ManuallyDrop::new(unsafe { Arc::from_raw(source) });
-        Published {
-            source,
-            registration: PhantomData,
-        }
-    }
-
-    /// Takes what the stream has to report, or leaves the waker.
-    pub(crate) fn poll(&self, direction: Direction, waker: &Waker) -> Poll<io::Result<Ready>> {
-        let outcome = self.park(direction, waker, Contention::Replace, |word| {
-            consume(word, direction)
-        });
-        match outcome {
-            Parked::Ready(outcome) => Poll::Ready(outcome.map_err(error)),
-            Parked::Waiting | Parked::Occupied => {
-                self.want(direction);
-                Poll::Pending
-            }
-        }
-    }
-
-    /// Looks at what answers `interest`, which is of one direction, or leaves the waker in that
-    /// direction's cell.
-    pub(crate) fn poll_event(
-        &self,
-        direction: Direction,
-        interest: Interest,
-        waker: &Waker,
-    ) -> Poll<io::Result<Event>> {
-        let outcome = self.park(direction, waker, Contention::Replace, |word| {
-            observe(word, interest)
-        });
-        match outcome {
-            Parked::Ready(outcome) => Poll::Ready(outcome.map_err(error)),
-            Parked::Waiting | Parked::Occupied => {
-                self.want(direction);
-                Poll::Pending
-            }
-        }
-    }
-
-    /// Looks at what answers `interest`, or waits beside any number of others: in the cell if it is
-    /// free, else in the list. `key` is the waiter's place there; it goes to
-    /// [`leave`](Source::leave) when the waiter gives up.
-    pub(crate) fn poll_shared(
-        &self,
-        interest: Interest,
-        key: &mut Option<usize>,
-        waker: &Waker,
-    ) -> Poll<io::Result<Event>> {
-        let directions = Direction::BOTH.map(|direction| direction.serves(interest));
-        let alone = match directions {
-            [true, false] => Some(Direction::Read),
-            [false, true] => Some(Direction::Write),
-            _ => None,
-        };
-        if key.is_none()
-            && let Some(direction) = alone
-        {
-            let outcome = self.park(direction, waker, Contention::Yield, |word| {
-                observe(word, interest)
-            });
-            match outcome {
-                Parked::Ready(outcome) => return Poll::Ready(outcome.map_err(error)),
-                Parked::Waiting => {
-                    self.want(direction);
-                    return Poll::Pending;
-                }
-                Parked::Occupied => {}
-            }
-        }
-        let waiters = self.waiters();
-        let (place, replaced) = waiters.enter(*key, interest, waker.clone());
-        *key = Some(place);
-        drop(replaced);
-        // In the list first, `LISTED` second: whoever sees the bit finds the waiter.
-        let outcome = self.step(|word| match observe(word, interest) {
-            Some((word, outcome)) => Some((word, Some(outcome))),
-            None => {
-                let mut word = word;
-                for direction in Direction::BOTH {
-                    if direction.serves(interest) {
-                        word = word.with_listed(direction);
-                    }
-                }
-                Some((word, None))
-            }
-        });
-        match outcome {
-            Ok((_, Some(outcome))) => {
-                self.leave(key);
-                Poll::Ready(outcome.map_err(error))
-            }
-            _ => {
-                for direction in Direction::BOTH {
-                    if direction.serves(interest) {
-                        self.want(direction);
-                    }
-                }
-                Poll::Pending
-            }
-        }
-    }
-
-    /// A task waits for this direction: sees to it that it is armed.
-    fn want(&self, direction: Direction) {
-        let intent = Intent(self.intent.load(Ordering::Relaxed));
-        let missing = match direction {
-            // Somebody who registered for priority events alone has a read stream.
-            Direction::Read
-                if intent.interest_bits() & (Interest::READABLE | Interest::PRIORITY).bits()
-                    == 0 =>
-            {
-                Intent::of(Interest::READABLE)
-            }
-            Direction::Write if intent.interest_bits() & Interest::WRITABLE.bits() == 0 => {
-                Intent::of(Interest::WRITABLE)
-            }
-            _ => Intent(0),
-        };
-        if missing != Intent(0) || !intent.contains(Intent::ANNOUNCED) {
-            self.request(missing);
-        }
-    }
-
-    /// Adds an interest to what is armed.
-    pub(crate) fn add_interest(&self, interest: Interest) {
-        let wanted = Intent::of(interest);
-        if !Intent(self.intent.load(Ordering::Relaxed)).contains(wanted) {
-            self.request(wanted);
-        }
-    }
-
-    /// First push of a published source. Also called by whoever meets a published source that is
-    /// not announced, so that nobody depends on the publisher being scheduled again.
-    pub(crate) fn announce(&self) {
-        if !Intent(self.intent.load(Ordering::Relaxed)).contains(Intent::ANNOUNCED) {
-            self.request(Intent(0));
-        }
-    }
-
-    /// Ends the registration from the user's side. With `close`, the descriptor goes to the driver,
-    /// which closes it once the kernel's poll is off.
-    pub(crate) fn deregister(&self, close: Option<OwnedFd>) {
-        let mut bits = Intent::CLOSING;
-        if let Some(fd) = close {
-            debug_assert_eq!(std::os::fd::AsRawFd::as_raw_fd(&fd), self.fd);
-            mem::forget(fd);
-            bits = bits.or(Intent::CLOSE_FD);
-        }
-        // The end first: a turn that comes after this call must find it.
-        self.end(End::Deregistered);
-        self.request(bits);
-    }
-
-    /// Adds to the intent and makes the driver look, unless it is about to look anyway.
-    fn request(&self, bits: Intent) {
-        let bits = bits.or(Intent::QUEUED).or(Intent::ANNOUNCED);
-        let before = Intent(self.intent.fetch_or(bits.0, Ordering::AcqRel));
-        if before.contains(Intent::ORPHANED) {
-            if bits.contains(Intent::CLOSE_FD) {
-                self.close_fd();
-            }
-        } else if !before.contains(Intent::QUEUED)
-            && let Err(source) = self.shared.attend(Arc::clone(&self.source))
-        {
-            source.orphan(false);
         }
     }
 }

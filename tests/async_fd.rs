@@ -471,6 +471,22 @@ both_backends! {
         }
     }
 
+    fn a_task_that_gives_up_leaves_no_place_behind(backend: Backend) {
+        let reactor = reactor(backend);
+        let (ours, _theirs) = unix_pair();
+        let io = async_fd(ours, &reactor);
+        let mut first = pin!(io.readable());
+        assert!(poll_once(first.as_mut()).is_pending());
+        for interest in [Interest::READABLE, Interest::READABLE | Interest::WRITABLE] {
+            let (count, waker) = counting_waker();
+            let mut task = Box::pin(io.ready(interest));
+            assert!(poll_with(task.as_mut(), &waker).is_pending());
+            assert_eq!(Arc::strong_count(&count), 3);
+            drop(task);
+            assert_eq!(Arc::strong_count(&count), 2);
+        }
+    }
+
     fn a_task_may_change_its_waker_while_it_waits(backend: Backend) {
         let mut reactor = reactor(backend);
         let (ours, theirs) = unix_pair();
@@ -618,9 +634,14 @@ both_backends! {
         drop(theirs);
         settle(&mut reactor);
         let (count, waker) = counting_waker();
-        let mut task = pin!(io.async_io(Interest::READABLE, |_| would_block::<()>()));
+        let calls = Cell::new(0);
+        let mut task = pin!(io.async_io(Interest::READABLE, |_| {
+            calls.set(calls.get() + 1);
+            would_block::<()>()
+        }));
         assert!(poll_with(task.as_mut(), &waker).is_pending());
         assert_eq!(count.get(), 1);
+        assert!(calls.get() < 100);
     }
 
     fn a_file_that_cannot_be_polled_is_refused_where_it_is_awaited(backend: Backend) {

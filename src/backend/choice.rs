@@ -33,12 +33,18 @@ pub(crate) fn choose(chosen: Backend) -> io::Result<Backend> {
     }
 }
 
-/// Makes the backend.
-pub(crate) fn build(backend: Backend, shared: &Arc<Shared>) -> io::Result<Box<dyn Kernel>> {
+/// Makes the backend. What it is comes with it: never [`Backend::Auto`].
+pub(crate) fn build(
+    backend: Backend,
+    shared: &Arc<Shared>,
+) -> io::Result<(Backend, Box<dyn Kernel>)> {
     match backend {
-        Backend::Epoll => Ok(Box::new(Epoll::new(Arc::clone(shared))?)),
-        Backend::Uring => uring(shared),
-        Backend::Auto => match uring(shared) {
+        Backend::Epoll => {
+            let epoll = Epoll::new(Arc::clone(shared))?;
+            Ok((Backend::Epoll, Box::new(epoll)))
+        }
+        Backend::Uring => Ok((Backend::Uring, Box::new(uring(shared)?))),
+        Backend::Auto => match build(Backend::Uring, shared) {
             Err(refusal) if is_refusal(&refusal) => {
                 static WARNED: Once = Once::new();
                 WARNED.call_once(|| tracing::warn!("falling back to epoll: {refusal}"));
@@ -49,15 +55,14 @@ pub(crate) fn build(backend: Backend, shared: &Arc<Shared>) -> io::Result<Box<dy
     }
 }
 
-fn uring(shared: &Arc<Shared>) -> io::Result<Box<dyn Kernel>> {
+fn uring(shared: &Arc<Shared>) -> io::Result<Uring> {
     static TESTED: OnceLock<()> = OnceLock::new();
     if TESTED.get().is_none() {
         round_trip().map_err(explain)?;
         // What worked once is not asked again. A refusal is: limits can be raised.
         let _ = TESTED.set(());
     }
-    let uring = Uring::new(Arc::clone(shared)).map_err(explain)?;
-    Ok(Box::new(uring))
+    Uring::new(Arc::clone(shared)).map_err(explain)
 }
 
 /// Sets a ring up, waits for an armed poll, and takes its completion. A filter may allow a part of

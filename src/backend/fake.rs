@@ -253,11 +253,15 @@ pub(crate) mod choice {
         Ok(chosen)
     }
 
-    pub(crate) fn build(_: Backend, shared: &Arc<Shared>) -> io::Result<Box<dyn Kernel>> {
-        Ok(Box::new(Fake {
+    pub(crate) fn build(
+        backend: Backend,
+        shared: &Arc<Shared>,
+    ) -> io::Result<(Backend, Box<dyn Kernel>)> {
+        let fake = Fake {
             world: Arc::clone(&shared.bell.world),
             requests: Vec::new(),
-        }))
+        };
+        Ok((backend, Box::new(fake)))
     }
 }
 

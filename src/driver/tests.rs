@@ -1,9 +1,12 @@
 //! The driver against a kernel that says whatever a test wants it to.
 
+use super::slot::PATIENCE;
 use super::*;
 use crate::backend::Bell;
+use crate::backend::events;
 use crate::error::Error;
 use crate::handle::Handle;
+use crate::ready::Interest;
 use crate::registration::Registration;
 use std::fs::File;
 use std::io::Read;

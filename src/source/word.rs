@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_tick_wraps_without_touching_anything_else() {
-        let word = Word(u64::MAX & !(RELEASED | ERRNO_MASK << ERRNO_SHIFT));
+        let word = Word(!(RELEASED | ERRNO_MASK << ERRNO_SHIFT));
         assert_eq!(word.tick(), u32::MAX);
         let next = word.with_edges(Ready::EMPTY);
         assert_eq!(next.tick(), 0);

@@ -12,11 +12,12 @@ use std::cell::Cell;
 use std::env;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsFd;
 use std::panic;
 use std::pin::pin;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -88,8 +89,14 @@ macro_rules! both_backends_in_child {
 }
 pub(crate) use both_backends_in_child;
 
+/// Between its fork and its exec a new process has a copy of every descriptor, and so a file that a
+/// test has closed may be open for a moment longer. Therefore no process is started while a test
+/// runs, and the other way round.
+static PROCESSES: RwLock<()> = RwLock::new(());
+
 /// Runs `body`, and fails if it takes a minute.
 pub(crate) fn watched(body: impl FnOnce() + Send + 'static) {
+    let _undisturbed = PROCESSES.read().unwrap_or_else(PoisonError::into_inner);
     watched_for(WATCHDOG, body);
 }
 
@@ -137,7 +144,11 @@ pub(crate) fn in_child<F: FnOnce()>(variables: &[(&str, &str)], body: F) {
         .env(CHILD, name)
         .env_remove("URING_REACTOR_BACKEND")
         .envs(variables.iter().copied());
-    let output = output_of(command);
+    let started = {
+        let _undisturbed = PROCESSES.write().unwrap_or_else(PoisonError::into_inner);
+        start(command)
+    };
+    let output = output_of(started);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success() && text.contains("1 passed"),
@@ -147,14 +158,17 @@ pub(crate) fn in_child<F: FnOnce()>(variables: &[(&str, &str)], body: F) {
     );
 }
 
-/// Runs a command to its end, or kills it after a minute.
-pub(crate) fn output_of(mut command: Command) -> Output {
-    let child = command
+fn start(mut command: Command) -> Child {
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+/// Waits for the end of a process, or kills it after a minute.
+fn output_of(child: Child) -> Output {
     let pid = rustix::process::Pid::from_child(&child);
     let (send, finished) = mpsc::channel();
     thread::spawn(move || send.send(child.wait_with_output()));
@@ -168,20 +182,25 @@ pub(crate) fn output_of(mut command: Command) -> Output {
     }
 }
 
-/// A reactor on this backend, and on no other.
+/// A reactor on this backend, and on no other. With `URING_REACTOR_TEST_NESTED` set, one that is
+/// nested in another loop, as far as it can tell: it then works by other means, to the same effect.
 pub(crate) fn reactor(backend: Backend) -> Reactor {
-    Reactor::builder().backend(backend).build().unwrap()
+    let reactor = Reactor::builder().backend(backend).build().unwrap();
+    if env::var_os("URING_REACTOR_TEST_NESTED").is_some() {
+        reactor.as_fd();
+    }
+    reactor
 }
 
 /// A registration for reading and writing.
-pub(crate) fn register<T: std::os::fd::AsFd>(io: &T, reactor: &Reactor) -> Registration {
+pub(crate) fn register<T: AsFd>(io: &T, reactor: &Reactor) -> Registration {
     let registration = Registration::new();
     assert!(registration.register_with(io, &reactor.handle()).unwrap());
     registration
 }
 
 /// A registration with an interest.
-pub(crate) fn register_interest<T: std::os::fd::AsFd>(
+pub(crate) fn register_interest<T: AsFd>(
     io: &T,
     interest: Interest,
     reactor: &Reactor,

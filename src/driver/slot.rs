@@ -1,0 +1,131 @@
+//! A slot: what the driver knows of one registration.
+
+use crate::backend::{Tag, Tier, events};
+use crate::ready::{Interest, Ready};
+use crate::source::Source;
+use crate::source::intent::Intent;
+use crate::source::word::End;
+use crate::sync::Arc;
+use std::io;
+
+/// Shortages of the kernel's memory that a registration is carried over.
+pub(super) const PATIENCE: u8 = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Idle,
+    Armed,
+    Cancelling,
+}
+
+/// One poll of a slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watch {
+    pub(super) generation: u32,
+    pub(super) events: u16,
+    pub(super) state: State,
+    /// It has not reported since it was armed.
+    pub(super) fresh: bool,
+}
+
+impl Watch {
+    pub(super) const IDLE: Watch = Watch {
+        generation: 0,
+        events: 0,
+        state: State::Idle,
+        fresh: false,
+    };
+}
+
+/// What has become of a descriptor that was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fd {
+    Kept,
+    Closing,
+    Closed,
+}
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) source: Arc<Source>,
+    pub(super) main: Watch,
+    pub(super) urgent: Watch,
+    pub(super) fd: Fd,
+    /// Of the main poll. The urgent one is always far.
+    pub(super) tier: Tier,
+    /// Known to have a wait queue, so that an early end means an overflow.
+    pub(super) pollable: bool,
+    /// The kernel's verdict was final.
+    pub(super) failed: bool,
+    /// The end has been seen.
+    pub(super) closing: bool,
+    pub(super) shortages: u8,
+}
+
+impl Slot {
+    pub(super) fn watch(&mut self, tag: Tag) -> &mut Watch {
+        if tag == Tag::Urgent {
+            &mut self.urgent
+        } else {
+            &mut self.main
+        }
+    }
+
+    /// The kernel's verdict on the file is final.
+    pub(super) fn fail(&mut self, errno: i32) {
+        self.failed = true;
+        tracing::debug!(
+            fd = self.source.fd(),
+            error = %io::Error::from_raw_os_error(errno),
+            "the kernel cannot watch this descriptor"
+        );
+        self.source.end(End::Failed(errno));
+    }
+
+    /// A poll ended that nobody had cancelled.
+    pub(super) fn ended_early(&mut self, result: i32) {
+        match -result {
+            // An overflow, or the exit of the thread that submitted it.
+            ..=0 | libc::ECANCELED => self.shortages = 0,
+            // More wait queues than a ring can watch, of which it has two a poll.
+            libc::EINVAL if self.tier == Tier::Near => self.tier = Tier::Far,
+            libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::EBUSY
+                if self.shortages < PATIENCE =>
+            {
+                self.shortages += 1;
+            }
+            errno => self.fail(errno),
+        }
+    }
+
+    /// What poll bits mean for this registration.
+    pub(super) fn ready(&self, tag: Tag, bits: u16) -> Ready {
+        let mut bits = bits;
+        if tag == Tag::Urgent {
+            // The other poll reports the rest, if it is armed.
+            if self.main.state != State::Idle {
+                bits &= events::PRI;
+            }
+        }
+        Ready::from_poll(bits)
+    }
+}
+
+/// The events of the main and of the urgent poll.
+pub(super) fn wanted(intent: Intent, separate_urgent: bool) -> (u16, u16) {
+    let wants = |interest: Interest| intent.interest_bits() & interest.bits() != 0;
+    let mut main = 0;
+    if wants(Interest::READABLE) {
+        main |= events::IN | events::RDHUP;
+    }
+    if wants(Interest::WRITABLE) {
+        main |= events::OUT;
+    }
+    if !wants(Interest::PRIORITY) {
+        (main, 0)
+    } else if separate_urgent {
+        (main, events::PRI)
+    } else {
+        (main | events::PRI, 0)
+    }
+}

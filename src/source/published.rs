@@ -1,0 +1,205 @@
+//! The user's side of a source.
+
+use super::intent::Intent;
+use super::word::{Direction, End};
+use super::{Contention, Event, Parked, Source, consume, error, observe};
+use crate::ready::{Interest, Ready};
+use crate::sync::{Arc, Ordering};
+use std::io;
+use std::marker::PhantomData;
+use std::mem::{self, ManuallyDrop};
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
+use std::task::{Poll, Waker};
+
+/// A published source, as its registration sees it. It has the strong count that a push to the
+/// intake needs, borrowed from the registration.
+pub(crate) struct Published<'a> {
+    source: ManuallyDrop<Arc<Source>>,
+    registration: PhantomData<&'a ()>,
+}
+
+impl Deref for Published<'_> {
+    type Target = Arc<Source>;
+
+    fn deref(&self) -> &Arc<Source> {
+        &self.source
+    }
+}
+
+impl Published<'_> {
+    /// # Safety
+    ///
+    /// `source` came from `Arc::into_raw`, and its strong count outlives the result.
+    pub(crate) unsafe fn from_raw<'a>(source: *const Source) -> Published<'a> {
+        // SAFETY: the caller's promise; that count is not given back by us.
+        let source = ManuallyDrop::new(unsafe { Arc::from_raw(source) });
+        Published {
+            source,
+            registration: PhantomData,
+        }
+    }
+
+    /// Takes what the stream has to report, or leaves the waker.
+    pub(crate) fn poll(&self, direction: Direction, waker: &Waker) -> Poll<io::Result<Ready>> {
+        let outcome = self.park(direction, waker, Contention::Replace, |word| {
+            consume(word, direction)
+        });
+        match outcome {
+            Parked::Ready(outcome) => Poll::Ready(outcome.map_err(error)),
+            Parked::Waiting | Parked::Occupied => {
+                self.want(direction);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Looks at what answers `interest`, which is of one direction, or leaves the waker in that
+    /// direction's cell.
+    pub(crate) fn poll_event(
+        &self,
+        direction: Direction,
+        interest: Interest,
+        waker: &Waker,
+    ) -> Poll<io::Result<Event>> {
+        let outcome = self.park(direction, waker, Contention::Replace, |word| {
+            observe(word, interest)
+        });
+        match outcome {
+            Parked::Ready(outcome) => Poll::Ready(outcome.map_err(error)),
+            Parked::Waiting | Parked::Occupied => {
+                self.want(direction);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Looks at what answers `interest`, or waits beside any number of others: in the cell if it is
+    /// free, else in the list. `key` is the waiter's place there; it goes to
+    /// [`leave`](Source::leave) when the waiter gives up.
+    pub(crate) fn poll_shared(
+        &self,
+        interest: Interest,
+        key: &mut Option<usize>,
+        waker: &Waker,
+    ) -> Poll<io::Result<Event>> {
+        let directions = Direction::BOTH.map(|direction| direction.serves(interest));
+        let alone = match directions {
+            [true, false] => Some(Direction::Read),
+            [false, true] => Some(Direction::Write),
+            _ => None,
+        };
+        if key.is_none()
+            && let Some(direction) = alone
+        {
+            let outcome = self.park(direction, waker, Contention::Yield, |word| {
+                observe(word, interest)
+            });
+            match outcome {
+                Parked::Ready(outcome) => return Poll::Ready(outcome.map_err(error)),
+                Parked::Waiting => {
+                    self.want(direction);
+                    return Poll::Pending;
+                }
+                Parked::Occupied => {}
+            }
+        }
+        let waiters = self.waiters();
+        let (place, replaced) = waiters.enter(*key, interest, waker.clone());
+        *key = Some(place);
+        drop(replaced);
+        // In the list first, `LISTED` second: whoever sees the bit finds the waiter.
+        let outcome = self.step(|word| match observe(word, interest) {
+            Some((word, outcome)) => Some((word, Some(outcome))),
+            None => {
+                let mut word = word;
+                for direction in Direction::BOTH {
+                    if direction.serves(interest) {
+                        word = word.with_listed(direction);
+                    }
+                }
+                Some((word, None))
+            }
+        });
+        match outcome {
+            Ok((_, Some(outcome))) => {
+                self.leave(key);
+                Poll::Ready(outcome.map_err(error))
+            }
+            _ => {
+                for direction in Direction::BOTH {
+                    if direction.serves(interest) {
+                        self.want(direction);
+                    }
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// A task waits for this direction: sees to it that it is armed.
+    fn want(&self, direction: Direction) {
+        let intent = Intent(self.intent.load(Ordering::Relaxed));
+        let missing = match direction {
+            // Somebody who registered for priority events alone has a read stream.
+            Direction::Read
+                if intent.interest_bits() & (Interest::READABLE | Interest::PRIORITY).bits()
+                    == 0 =>
+            {
+                Intent::of(Interest::READABLE)
+            }
+            Direction::Write if intent.interest_bits() & Interest::WRITABLE.bits() == 0 => {
+                Intent::of(Interest::WRITABLE)
+            }
+            _ => Intent(0),
+        };
+        if missing != Intent(0) || !intent.contains(Intent::ANNOUNCED) {
+            self.request(missing);
+        }
+    }
+
+    /// Adds an interest to what is armed.
+    pub(crate) fn add_interest(&self, interest: Interest) {
+        let wanted = Intent::of(interest);
+        if !Intent(self.intent.load(Ordering::Relaxed)).contains(wanted) {
+            self.request(wanted);
+        }
+    }
+
+    /// First push of a published source. Also called by whoever meets a published source that is
+    /// not announced, so that nobody depends on the publisher being scheduled again.
+    pub(crate) fn announce(&self) {
+        if !Intent(self.intent.load(Ordering::Relaxed)).contains(Intent::ANNOUNCED) {
+            self.request(Intent(0));
+        }
+    }
+
+    /// Ends the registration from the user's side. With `close`, the descriptor goes to the driver,
+    /// which closes it once the kernel's poll is off.
+    pub(crate) fn deregister(&self, close: Option<OwnedFd>) {
+        let mut bits = Intent::CLOSING;
+        if let Some(fd) = close {
+            debug_assert_eq!(std::os::fd::AsRawFd::as_raw_fd(&fd), self.fd);
+            mem::forget(fd);
+            bits = bits.or(Intent::CLOSE_FD);
+        }
+        // The end first: a turn that comes after this call must find it.
+        self.end(End::Deregistered);
+        self.request(bits);
+    }
+
+    /// Adds to the intent and makes the driver look, unless it is about to look anyway.
+    fn request(&self, bits: Intent) {
+        let bits = bits.or(Intent::QUEUED).or(Intent::ANNOUNCED);
+        let before = Intent(self.intent.fetch_or(bits.0, Ordering::AcqRel));
+        if before.contains(Intent::ORPHANED) {
+            if bits.contains(Intent::CLOSE_FD) {
+                self.close_fd();
+            }
+        } else if !before.contains(Intent::QUEUED)
+            && let Err(source) = self.shared.attend(Arc::clone(&self.source))
+        {
+            source.orphan(false);
+        }
+    }
+}
