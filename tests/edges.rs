@@ -4,7 +4,7 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
-use rustix::net::{RecvFlags, sockopt};
+use rustix::net::sockopt;
 use std::future::poll_fn;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
@@ -423,70 +423,6 @@ both_backends! {
         assert_eq!(registration.take_read_ready().unwrap(), None);
         put(&theirs, b"x");
         turn_until(&mut reactor, || count.get() == 1);
-    }
-
-    fn priority_comes_only_if_asked_for(backend: Backend) {
-        let mut reactor = reactor(backend);
-        let (ours, theirs) = tcp_pair();
-        let registration = register(&ours, &reactor);
-        put(&theirs, b"plain");
-        send_urgent(&theirs);
-        let mut seen = read_ready(&mut reactor, &registration, Ready::READABLE);
-        for _ in 0..10 {
-            put(&theirs, b"more");
-            seen |= read_ready(&mut reactor, &registration, Ready::READABLE);
-        }
-        assert!(!seen.is_priority(), "{seen:?}");
-    }
-
-    fn priority_comes_only_with_urgent_data(backend: Backend) {
-        let mut reactor = reactor(backend);
-        let (ours, theirs) = tcp_pair();
-        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-        let registration = register_interest(&ours, interest, &reactor);
-        forget_edges(&mut reactor, &registration);
-        let plain_segments = |reactor: &mut Reactor| {
-            for _ in 0..30 {
-                put(&theirs, b"plain");
-                let ready = read_ready(reactor, &registration, Ready::READABLE);
-                assert!(!ready.is_priority(), "no urgent data, yet {ready:?}");
-                settle(reactor);
-                if let Some(late) = registration.take_read_ready().unwrap() {
-                    assert!(!late.is_priority(), "no urgent data, yet {late:?}");
-                }
-                drain(&ours);
-            }
-        };
-        plain_segments(&mut reactor);
-        for _ in 0..3 {
-            let (count, waker) = counting_waker();
-            forget_edges(&mut reactor, &registration);
-            assert!(poll_read(&registration, &waker).is_pending());
-            send_urgent(&theirs);
-            turn_until(&mut reactor, || count.get() == 1);
-            read_ready(&mut reactor, &registration, Ready::PRIORITY);
-            let mut byte = [0];
-            assert_eq!(
-                rustix::net::recv(&ours, &mut byte, RecvFlags::OOB)
-                    .unwrap()
-                    .0,
-                1
-            );
-            assert_eq!(&byte, b"!");
-            settle(&mut reactor);
-            registration.take_read_ready().unwrap();
-            plain_segments(&mut reactor);
-        }
-    }
-
-    fn priority_alone_is_an_interest(backend: Backend) {
-        let mut reactor = reactor(backend);
-        let (ours, theirs) = tcp_pair();
-        let registration = register_interest(&ours, Interest::PRIORITY, &reactor);
-        forget_edges(&mut reactor, &registration);
-        send_urgent(&theirs);
-        let ready = read_ready(&mut reactor, &registration, Ready::PRIORITY);
-        assert!(!ready.is_writable());
     }
 
     fn the_last_task_to_poll_wins_and_the_earlier_one_is_woken(backend: Backend) {
