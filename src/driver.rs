@@ -547,12 +547,8 @@ impl Driver {
         for (token, fd) in cancelled.into_iter().rev() {
             self.kernel.cancel(token, fd, None);
         }
-        self.dispatch_until(|driver| {
-            let mut slots = driver.slots.iter();
-            slots
-                .all(|(_, slot)| slot.main.state == State::Idle && slot.urgent.state == State::Idle)
-        })
-        .is_ok_and(|(_, done)| done)
+        self.dispatch_until(|driver| driver.slots.iter().all(|(_, slot)| slot.is_quiet()))
+            .is_ok_and(|(_, done)| done)
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
-use uring_reactor::{Interest, Reactor, Registration};
+use uring_reactor::{Backend, Interest, Reactor, Registration};
 
 /// A reactor that has served these, whose own ends are closed, and what is left of them.
 fn with_closed_ends(backend: Backend, n: usize) -> (Reactor, Vec<UnixStream>, Vec<Registration>) {

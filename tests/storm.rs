@@ -5,6 +5,7 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
+use std::env;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -16,6 +17,9 @@ use uring_reactor::{Handle, Interest, Reactor, Registration};
 
 const THREADS: u64 = 4;
 const STEPS: usize = 2_000;
+
+/// Sets the seed that a failure has printed.
+const SEED: &str = "URING_REACTOR_TEST_SEED";
 
 /// A small generator of random numbers (Marsaglia's xorshift).
 struct Random(u64);
@@ -52,8 +56,8 @@ struct Connection {
     ours: Option<UnixStream>,
     theirs: UnixStream,
     registrations: Vec<Registration>,
-    /// How many waits were given out, and how many of them were answered.
-    told_to_wait: usize,
+    /// Somebody was told to wait, and somebody was woken.
+    told_to_wait: bool,
     woken: Arc<Count>,
 }
 
@@ -83,7 +87,7 @@ impl Connection {
             ours: Some(ours),
             theirs,
             registrations,
-            told_to_wait: 0,
+            told_to_wait: false,
             woken,
         }
     }
@@ -97,12 +101,12 @@ impl Connection {
             1 => drop(drain(&self.theirs)),
             2 => {
                 if poll_read(registration, &waker).is_pending() {
-                    self.told_to_wait += 1;
+                    self.told_to_wait = true;
                 }
             }
             3 => {
                 if poll_write(registration, &waker).is_pending() {
-                    self.told_to_wait += 1;
+                    self.told_to_wait = true;
                 }
             }
             4 => {
@@ -144,6 +148,10 @@ impl Connection {
                 first.deregister_and_close(ours).unwrap();
             }
         }
+        assert!(
+            !self.told_to_wait || self.woken.get() > 0,
+            "a waiter was forgotten"
+        );
         self.theirs
     }
 }

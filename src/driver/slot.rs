@@ -45,6 +45,7 @@ pub(super) enum Fd {
     Closed,
 }
 
+/// A registration, as the kernel knows it.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) source: Arc<Source>,
@@ -69,6 +70,11 @@ impl Slot {
         } else {
             &mut self.main
         }
+    }
+
+    /// No completion is on its way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.main.state == State::Idle && self.urgent.state == State::Idle && self.fd != Fd::Closing
     }
 
     /// The kernel's verdict on the file is final.
