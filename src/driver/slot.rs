@@ -105,19 +105,24 @@ impl Slot {
     }
 
     /// What poll bits mean for this registration.
-    pub(super) fn ready(&self, tag: Tag, bits: u16) -> Ready {
-        let mut bits = bits;
-        if tag == Tag::Urgent {
-            // The other poll reports the rest, if it is armed.
-            if self.main.state != State::Idle {
-                bits &= events::PRI;
-            }
+    pub(super) fn ready(&mut self, tag: Tag, mut bits: u16) -> Ready {
+        if self.watch(tag).events & events::RDHUP == 0 {
+            // Reading was not asked for. See `wanted`.
+            bits &= !events::IN;
+        }
+        if tag == Tag::Urgent && self.main.state != State::Idle {
+            // The other poll reports the rest.
+            bits &= events::PRI;
         }
         Ready::from_poll(bits)
     }
 }
 
 /// The events of the main and of the urgent poll.
+///
+/// `RDHUP` is there if and only if reading is wanted. `IN` goes with `PRI` all the same: some files
+/// announce an urgent event with a wake-up for `IN` alone (a pseudo-terminal in packet mode), of which
+/// a poll for `PRI` alone would not hear.
 pub(super) fn wanted(intent: Intent, separate_urgent: bool) -> (u16, u16) {
     let wants = |interest: Interest| intent.interest_bits() & interest.bits() != 0;
     let mut main = 0;
@@ -127,11 +132,10 @@ pub(super) fn wanted(intent: Intent, separate_urgent: bool) -> (u16, u16) {
     if wants(Interest::WRITABLE) {
         main |= events::OUT;
     }
-    if !wants(Interest::PRIORITY) {
-        (main, 0)
-    } else if separate_urgent {
-        (main, events::PRI)
-    } else {
-        (main | events::PRI, 0)
+    let urgent = events::PRI | events::IN;
+    match (wants(Interest::PRIORITY), separate_urgent) {
+        (false, _) => (main, 0),
+        (true, true) => (main, urgent),
+        (true, false) => (main | urgent, 0),
     }
 }
