@@ -54,6 +54,8 @@ pub(crate) struct Driver {
     tier: Tier,
     /// The backend knows that its descriptor counts.
     nested: bool,
+    /// The last one that was given out. No two polls have the same, whatever slot they are in.
+    generation: u32,
 }
 
 impl std::fmt::Debug for Driver {
@@ -75,6 +77,7 @@ impl Driver {
             haunted: Vec::new(),
             tier: Tier::Near,
             nested: false,
+            generation: 0,
         }
     }
 
@@ -87,7 +90,10 @@ impl Driver {
     ) -> io::Result<usize> {
         self.shared.counters.turns.add(1);
         self.shared.doorbell.resume();
-        let mut events = self.stand()?;
+        let mut events = match self.kernel.standing() {
+            Standing::Ready => 0,
+            standing => self.stand(standing)?,
+        };
         let nested = self.shared.nested.load(Ordering::Acquire);
         if nested && !self.nested {
             events += self.nest()?;
@@ -110,8 +116,8 @@ impl Driver {
 
     /// Sees to it that the kernel's side belongs to this thread and this process. Returns how many
     /// events were dispatched on the way.
-    fn stand(&mut self) -> io::Result<usize> {
-        let standing = self.kernel.standing();
+    #[cold]
+    fn stand(&mut self, standing: Standing) -> io::Result<usize> {
         let mut events = 0;
         match standing {
             Standing::Ready => return Ok(0),
@@ -147,14 +153,14 @@ impl Driver {
 
     /// Somebody has our descriptor: moves every poll to where it shows there. Returns how many events
     /// were dispatched on the way.
+    #[cold]
     fn nest(&mut self) -> io::Result<usize> {
         self.tier = self.kernel.nest()?;
         self.nested = true;
         for (index, slot) in &mut self.slots {
             if slot.tier != self.tier {
                 slot.tier = self.tier;
-                // `reconcile` finds that this is not what is wanted, and starts over.
-                slot.main.events = 0;
+                slot.misplaced = true;
                 self.ended.push(index as u32);
             }
         }
@@ -223,12 +229,14 @@ impl Driver {
                 // 2^32 registrations do not fit into the memory of their polls.
                 let index = entry.key() as u32;
                 source.set_slot(index);
+                self.generation = (self.generation + 1) & Token::MAX_GENERATION;
                 entry.insert(Slot {
                     source,
-                    main: Watch::IDLE,
-                    urgent: Watch::IDLE,
+                    main: Watch::idle(self.generation),
+                    urgent: Watch::idle(self.generation),
                     fd: Fd::Kept,
                     tier: self.tier,
+                    misplaced: false,
                     pollable: false,
                     failed: false,
                     closing: false,
@@ -264,17 +272,20 @@ impl Driver {
                 slot.tier
             };
             let other_idle = tag == Tag::Main && slot.urgent.state != State::Armed;
+            let misplaced = tag == Tag::Main && slot.misplaced;
             let watch = slot.watch(tag);
             match watch.state {
                 State::Idle if wanted != 0 => {
-                    watch.generation = (watch.generation + 1) & Token::MAX_GENERATION;
+                    self.generation = (self.generation + 1) & Token::MAX_GENERATION;
+                    watch.generation = self.generation;
                     watch.events = wanted;
                     watch.state = State::Armed;
                     watch.fresh = true;
                     let token = Token::new(tag, index, watch.generation);
+                    slot.misplaced &= tag == Tag::Urgent;
                     self.kernel.arm(token, fd, wanted, tier);
                 }
-                State::Armed if wanted != watch.events => {
+                State::Armed if wanted != watch.events || misplaced => {
                     watch.state = State::Cancelling;
                     let token = Token::new(tag, index, watch.generation);
                     let close = (other_idle
@@ -283,7 +294,7 @@ impl Driver {
                         && slot.fd == Fd::Kept)
                         .then(|| {
                             slot.fd = Fd::Closing;
-                            (Token::new(Tag::Close, index, 0), slot.source.take_fd())
+                            (slot.close_token(index), slot.source.take_fd())
                         });
                     self.kernel.cancel(token, fd, close);
                 }
@@ -301,7 +312,7 @@ impl Driver {
         match slot.fd {
             Fd::Kept if intent.contains(Intent::CLOSE_FD) => {
                 slot.fd = Fd::Closing;
-                let token = Token::new(Tag::Close, index, 0);
+                let token = slot.close_token(index);
                 self.kernel.close(token, slot.source.take_fd());
             }
             Fd::Closing => {}
@@ -411,11 +422,13 @@ impl Driver {
     }
 
     fn closed(&mut self, completion: Completion) {
-        if let Some(slot) = self.slots.get_mut(completion.token.slot() as usize)
+        let index = completion.token.slot();
+        if let Some(slot) = self.slots.get_mut(index as usize)
             && slot.fd == Fd::Closing
+            && completion.token == slot.close_token(index)
         {
             slot.fd = Fd::Closed;
-            self.ended.push(completion.token.slot());
+            self.ended.push(index);
         }
     }
 
@@ -438,6 +451,9 @@ impl Driver {
 
     /// Reconciles every slot that has lost something.
     fn recover(&mut self) {
+        if self.ended.is_empty() && self.haunted.is_empty() {
+            return;
+        }
         // A slot may be here twice, and may be gone the second time.
         let mut ended = std::mem::take(&mut self.ended);
         for index in ended.drain(..) {
@@ -554,3 +570,6 @@ impl Driver {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
+
+#[cfg(all(any(test, fuzzing), not(loom)))]
+pub(crate) mod hostile;

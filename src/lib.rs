@@ -103,6 +103,13 @@ struct Readme;
 #[path = "../loom-tests/models/mod.rs"]
 mod models;
 
+/// What `fuzz/` runs.
+#[cfg(all(fuzzing, not(loom)))]
+#[doc(hidden)]
+pub fn hostile_kernel(program: &[u8]) {
+    driver::hostile::run(program);
+}
+
 pub use async_fd::{AsyncFd, NewError, ReadyGuard, WouldBlock};
 pub use background::{Background, Shutdown};
 pub use error::Error;

@@ -561,6 +561,60 @@ both_backends_in_child! {
         }
     }
 
+    fn a_file_that_outlives_its_registered_descriptor_troubles_nobody(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let (ours, theirs) = unix_pair();
+        // The file lives on under another number.
+        let clone = ours.try_clone().unwrap();
+        let number = ours.as_raw_fd();
+        let first = register(&ours, &reactor);
+        settle(&mut reactor);
+        drop(ours);
+        let (second, _seconds_peer) = unix_pair();
+        assert_eq!(
+            second.as_raw_fd(),
+            number,
+            "the lowest free number is taken"
+        );
+        let second_registration = register_interest(&second, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        drop(first);
+        settle(&mut reactor);
+        let (third, _thirds_peer) = unix_pair();
+        let third_registration = register_interest(&third, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+
+        put(&theirs, b"for nobody");
+        drop(theirs);
+        settle(&mut reactor);
+        for registration in [&second_registration, &third_registration] {
+            assert_eq!(registration.take_read_ready().unwrap(), None);
+            assert_eq!(registration.take_write_ready().unwrap(), None);
+        }
+        drop(clone);
+    }
+
+    fn a_file_may_come_back_under_the_number_it_had(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let (ours, theirs) = unix_pair();
+        let clone = ours.try_clone().unwrap();
+        let number = ours.as_raw_fd();
+        let first = register_interest(&ours, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        drop(ours);
+        let again = clone.try_clone().unwrap();
+        assert_eq!(again.as_raw_fd(), number, "the lowest free number is taken");
+        let second = register_interest(&again, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        drop(first);
+        settle(&mut reactor);
+        put(&theirs, b"x");
+        read_ready(&mut reactor, &second, Ready::READABLE);
+        drop((second, again, clone));
+        zero_turn(&mut reactor);
+        assert!(at_end(&theirs));
+    }
+
     fn nothing_is_leaked_however_a_registration_ends(backend: Backend) {
         let mut reactor = reactor(backend);
         let (ours, _theirs) = unix_pair();

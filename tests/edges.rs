@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
-use uring_reactor::{Interest, Reactor, Ready, Registration};
+use uring_reactor::{Interest, Ready, Registration};
 
 /// Closes a connection in such a way that the peer gets a reset.
 fn reset(stream: TcpStream) {

@@ -115,11 +115,13 @@ both_backends! {
         send_urgent(&theirs);
         read_ready(&mut reactor, &first, Ready::PRIORITY);
         read_ready(&mut reactor, &second, Ready::PRIORITY);
+        put(&theirs, b"x");
         let plain = read_ready(&mut reactor, &third, Ready::READABLE);
         assert!(!plain.is_priority());
         drop(first);
-        settle(&mut reactor);
         take_urgent(&ours);
+        drain(&ours);
+        forget_edges(&mut reactor, &second);
         assert_hears(&mut reactor, &second, &ours, &theirs);
     }
 
@@ -200,9 +202,9 @@ both_backends! {
         let mut reactor = reactor(backend);
         let (controller, terminal) = pty_pair();
         packet_mode(&controller);
-        let registration = register_interest(&controller, Interest::PRIORITY, &reactor);
-        settle(&mut reactor);
-        registration.take_read_ready().unwrap();
+        let interest = Interest::READABLE | Interest::PRIORITY;
+        let registration = register_interest(&controller, interest, &reactor);
+        forget_edges(&mut reactor, &registration);
         rustix::termios::tcflow(&terminal, rustix::termios::Action::OOff).unwrap();
         read_ready(&mut reactor, &registration, Ready::PRIORITY);
     }

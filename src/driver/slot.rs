@@ -1,6 +1,6 @@
 //! A slot: what the driver knows of one registration.
 
-use crate::backend::{Tag, Tier, events};
+use crate::backend::{Tag, Tier, Token, events};
 use crate::ready::{Interest, Ready};
 use crate::source::Source;
 use crate::source::intent::Intent;
@@ -29,12 +29,14 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) const IDLE: Watch = Watch {
-        generation: 0,
-        events: 0,
-        state: State::Idle,
-        fresh: false,
-    };
+    pub(super) const fn idle(generation: u32) -> Watch {
+        Watch {
+            generation,
+            events: 0,
+            state: State::Idle,
+            fresh: false,
+        }
+    }
 }
 
 /// What has become of a descriptor that was handed over.
@@ -54,6 +56,8 @@ pub(super) struct Slot {
     pub(super) fd: Fd,
     /// Of the main poll. The urgent one is always far.
     pub(super) tier: Tier,
+    /// The main poll, if it is armed, is in another tier than that.
+    pub(super) misplaced: bool,
     /// Known to have a wait queue, so that an early end means an overflow.
     pub(super) pollable: bool,
     /// The kernel's verdict was final.
@@ -77,6 +81,12 @@ impl Slot {
         self.main.state == State::Idle && self.urgent.state == State::Idle && self.fd != Fd::Closing
     }
 
+    /// Names the closing of the descriptor. Nothing is armed any more when it is asked for, so the
+    /// generation stays.
+    pub(super) fn close_token(&self, index: u32) -> Token {
+        Token::new(Tag::Close, index, self.main.generation)
+    }
+
     /// The kernel's verdict on the file is final.
     pub(super) fn fail(&mut self, errno: i32) {
         self.failed = true;
@@ -90,7 +100,7 @@ impl Slot {
 
     /// A poll ended that nobody had cancelled.
     pub(super) fn ended_early(&mut self, result: i32) {
-        match -result {
+        match result.saturating_neg() {
             // An overflow, or the exit of the thread that submitted it.
             ..=0 | libc::ECANCELED => self.shortages = 0,
             // More wait queues than a ring can watch, of which it has two a poll.

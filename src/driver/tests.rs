@@ -6,7 +6,7 @@ use crate::backend::Bell;
 use crate::backend::events;
 use crate::error::Error;
 use crate::handle::Handle;
-use crate::ready::Interest;
+use crate::ready::{Interest, Ready};
 use crate::registration::Registration;
 use std::fs::File;
 use std::io::Read;
@@ -105,7 +105,7 @@ impl Kernel for Script {
     }
 
     fn nest(&mut self) -> io::Result<Tier> {
-        Ok(Tier::Near)
+        Ok(Tier::Far)
     }
 
     fn settle(&mut self) -> io::Result<bool> {
@@ -157,6 +157,20 @@ impl Bench {
             [Request::Arm(token, _, _)] => token,
             ref other => panic!("expected one arming, got {other:?}"),
         }
+    }
+
+    /// A registration whose poll has ended and whose descriptor is being closed, under this token.
+    fn closing(&mut self) -> Token {
+        let (ours, _) = UnixStream::pair().unwrap();
+        let mut registration = Registration::new();
+        registration.register_with(&ours, &self.handle).unwrap();
+        self.turn();
+        let token = self.arming();
+        registration.deregister_and_close(ours).unwrap();
+        self.turn();
+        assert_eq!(self.kernel.requests(), [Request::Cancel(token, true)]);
+        self.answered(token, -libc::ECANCELED, false);
+        token.tagged(Tag::Close)
     }
 
     fn answered(&mut self, token: Token, result: i32, more: bool) -> usize {
@@ -255,9 +269,35 @@ fn a_slot_is_free_at_its_last_completion_and_not_before() {
     bench.answered(token, -libc::ECANCELED, false);
     assert_eq!(bench.driver.slots.len(), 0);
     bench.answered(token, -libc::ECANCELED, false);
-    let (_registration, next) = bench.armed();
+    let (registration, next) = bench.armed();
     assert_eq!(next.slot(), token.slot());
+    // What comes once more for the slot's last owner does not reach this one.
+    assert_eq!(bench.answered(token, IN, true), 0);
+    assert_eq!(bench.answered(token, IN, false), 0);
+    assert_eq!(registration.take_read_ready().unwrap(), None);
+    assert_eq!(bench.kernel.requests(), []);
     assert_eq!(bench.answered(next, IN, true), 1);
+}
+
+#[test]
+fn a_close_that_completes_twice_does_not_complete_another() {
+    let mut bench = Bench::new();
+    let first = bench.closing();
+    bench.answered(first, 0, false);
+    assert_eq!(bench.driver.slots.len(), 0);
+    let second = bench.closing();
+    bench.answered(first, 0, false);
+    assert_eq!(bench.driver.slots.len(), 1);
+    bench.answered(second, 0, false);
+    assert_eq!(bench.driver.slots.len(), 0);
+}
+
+#[test]
+fn a_number_that_is_no_error_s_ends_a_poll_like_one() {
+    let mut bench = Bench::new();
+    let (registration, token) = bench.armed();
+    assert_eq!(bench.answered(token, i32::MIN, false), 0);
+    assert!(registration.take_read_ready().is_err());
 }
 
 #[test]
@@ -293,7 +333,7 @@ fn a_descriptor_that_was_handed_over_is_closed_behind_the_cancel() {
         1,
         "not before the close has completed"
     );
-    bench.answered(Token::new(Tag::Close, token.slot(), 0), 0, false);
+    bench.answered(token.tagged(Tag::Close), 0, false);
     assert_eq!(bench.driver.slots.len(), 0);
 }
 
@@ -308,6 +348,23 @@ fn a_lost_ring_is_asked_for_its_last_words_and_every_slot_is_armed_anew() {
     let second = bench.arming();
     assert_eq!(bench.answered(first, IN, true), 0);
     assert_eq!(bench.answered(second, IN, true), 1);
+}
+
+#[test]
+fn an_event_on_the_way_to_the_far_tier_is_heard_in_full() {
+    let mut bench = Bench::new();
+    let (registration, near) = bench.armed();
+    bench.driver.shared.nested.store(true, Ordering::Release);
+    bench.kernel.answer(near, IN, true);
+    assert_eq!(bench.turn(), 1);
+    assert_eq!(bench.kernel.requests(), [Request::Cancel(near, false)]);
+    let ready = registration.take_read_ready().unwrap();
+    assert!(ready.is_some_and(Ready::is_readable));
+    bench.answered(near, -libc::ECANCELED, false);
+    match bench.kernel.requests()[..] {
+        [Request::Arm(_, _, Tier::Far)] => {}
+        ref other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -12,8 +12,9 @@
 //! `LAG + 1` blocks for one event and harvests `LAG + 1`.
 
 use crate::backend::{Completion, Token, process};
+use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
-use rustix::io_uring::io_uring_params;
+use rustix::io_uring::{IoringEnterFlags as Flags, io_uring_params};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -38,6 +39,9 @@ pub(crate) struct Ring {
     consumed: u32,
     /// How far the published head is behind `consumed`.
     lag: u32,
+    /// Entries in the submission queue. The kernel takes them during a system call only.
+    queued: u32,
+    submissions: u32,
     /// Of the ring's descriptor in the thread's table of registered rings.
     registered: Option<u32>,
     process: u32,
@@ -86,6 +90,8 @@ impl Ring {
         };
         let view = View::new(&ring)?;
         Ok(Ring {
+            queued: 0,
+            submissions: ring.params().sq_entries(),
             ring: ManuallyDrop::new(ring),
             view,
             consumed: 0,
@@ -122,14 +128,13 @@ impl Ring {
     }
 
     /// Room in the submission queue.
-    pub(crate) fn free(&mut self) -> u32 {
-        let queue = self.ring.submission();
-        (queue.capacity() - queue.len()) as u32
+    pub(crate) fn free(&self) -> u32 {
+        self.submissions - self.queued
     }
 
     /// Entries that wait for submission.
-    pub(crate) fn queued(&mut self) -> u32 {
-        self.ring.submission().len() as u32
+    pub(crate) fn queued(&self) -> u32 {
+        self.queued
     }
 
     /// Queues an entry. There must be room.
@@ -141,49 +146,39 @@ impl Ring {
         // SAFETY: the caller's promise.
         let pushed = unsafe { self.ring.submission().push(entry) };
         debug_assert!(pushed.is_ok(), "the caller made room");
+        self.queued += 1;
     }
 
     /// Submits what is queued without looking for completions.
     pub(crate) fn submit(&mut self) -> io::Result<u32> {
-        let queued = self.queued();
-        self.syscall(queued, 0, 0, None)
+        self.syscall(0, Flags::empty(), None)
     }
 
     /// Submits what is queued, runs deferred work, and waits for `want` new completions. Returns how
     /// many entries were submitted.
     pub(crate) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<u32> {
-        let queued = self.queued();
         let least = self.lag + want;
         // A timeout costs the kernel a timer, so it is given only where one can expire.
         let timeout = timeout.filter(|timeout| want > 0 && timeout.as_secs() < i32::MAX as u64);
-        self.syscall(
-            queued,
-            least,
-            rustix::io_uring::IoringEnterFlags::GETEVENTS.bits(),
-            timeout,
-        )
+        self.syscall(least, Flags::GETEVENTS, timeout)
     }
 
     fn syscall(
-        &self,
-        submit: u32,
+        &mut self,
         least: u32,
-        mut flags: u32,
+        mut flags: Flags,
         timeout: Option<Duration>,
     ) -> io::Result<u32> {
-        use io_uring::types::{SubmitArgs, Timespec};
-        use rustix::io_uring::IoringEnterFlags as Flags;
-
         let fd = match self.registered {
             Some(index) => {
-                flags |= Flags::REGISTERED_RING.bits();
+                flags |= Flags::REGISTERED_RING;
                 index as i32
             }
             None => self.fd(),
         };
         let timespec = timeout.map(Timespec::from);
         let arguments = timespec.as_ref().map(|timespec| {
-            flags |= Flags::EXT_ARG.bits();
+            flags |= Flags::EXT_ARG;
             SubmitArgs::new().timespec(timespec)
         });
         let (pointer, size) = match &arguments {
@@ -200,14 +195,16 @@ impl Ring {
             libc::syscall(
                 libc::SYS_io_uring_enter,
                 fd,
-                submit,
+                self.queued,
                 least,
-                flags,
+                flags.bits(),
                 pointer,
                 size,
             )
         };
-        u32::try_from(result).map_err(|_| io::Error::last_os_error())
+        let submitted = u32::try_from(result).map_err(|_| io::Error::last_os_error())?;
+        self.queued -= submitted;
+        Ok(submitted)
     }
 
     /// True if a completion can be taken without a system call.

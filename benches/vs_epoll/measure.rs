@@ -1,0 +1,247 @@
+//! Rounds, clocks, and what becomes of them.
+//!
+//! All sides of a workload live in this process at the same time and take rounds in turn, so that
+//! whatever the machine does meanwhile happens to all of them. What is compared is a round of one
+//! side with *the same* round of another: the result is the median of these ratios, and the 10th and
+//! 90th percentile tell how far it can be trusted.
+
+use crate::report::{Row, Unit};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// How much time a run takes for each figure.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// What a round of the slowest side should last, preparation included.
+    round: Duration,
+    /// For all rounds of all sides that are measured together.
+    budget: Duration,
+    least_rounds: usize,
+    most_rounds: usize,
+}
+
+impl Effort {
+    /// To see whether everything works.
+    pub(crate) const SMOKE: Effort = Effort {
+        round: Duration::from_millis(1),
+        budget: Duration::from_millis(50),
+        least_rounds: 3,
+        most_rounds: 5,
+    };
+    pub(crate) const SHORT: Effort = Effort {
+        round: Duration::from_millis(4),
+        budget: Duration::from_millis(1800),
+        least_rounds: 15,
+        most_rounds: 201,
+    };
+    pub(crate) const FULL: Effort = Effort {
+        round: Duration::from_millis(8),
+        budget: Duration::from_secs(6),
+        least_rounds: 25,
+        most_rounds: 301,
+    };
+
+    /// For a workload whose figures are not made of short rounds.
+    pub(crate) fn rounds_of(&self, round: Duration) -> usize {
+        let affordable = self.budget.as_secs_f64() / round.as_secs_f64();
+        (affordable as usize).clamp(self.least_rounds, self.most_rounds)
+    }
+
+    fn share(self, parts: usize) -> Effort {
+        Effort {
+            budget: self.budget / parts as u32,
+            ..self
+        }
+    }
+}
+
+/// One of those that do the work.
+pub(crate) trait Side {
+    /// Does the work so many times and returns the time that counts, which may be a part of the time
+    /// that it took, or the CPU time of another thread. Panics if the work was not done.
+    fn run(&mut self, iterations: u32) -> Duration;
+}
+
+/// Who is compared: ours first, then everybody else.
+pub(crate) trait Contender: Copy {
+    const OURS: Self;
+    fn name(self) -> &'static str;
+    /// Not a peer but a limit: the same mechanism as ours with nothing around it.
+    fn is_limit(self) -> bool;
+}
+
+/// One workload and who takes part in it.
+pub(crate) struct Contest<'a, C> {
+    pub(crate) workload: &'a str,
+    /// Operations of an iteration. Figures are told for one.
+    pub(crate) operations: u32,
+    pub(crate) peers: &'a [C],
+    /// Descriptors that each side takes. With many, not all sides fit into the process at once.
+    pub(crate) descriptors: u64,
+}
+
+impl<C: Contender> Contest<'_, C> {
+    /// Sets the sides up, as many at once as there are descriptors for, and lets them take rounds.
+    pub(crate) fn run(&self, effort: &Effort, make: impl Fn(C) -> Box<dyn Side>) -> Vec<Row> {
+        let at_once = crate::system::descriptors_to_spare() / self.descriptors.max(1);
+        let at_once = (at_once as usize).saturating_sub(1).max(1);
+        let groups = self.peers.chunks(at_once);
+        let effort = effort.share(groups.len());
+        let mut rows = Vec::new();
+        for group in groups {
+            let contenders: Vec<C> = std::iter::once(C::OURS)
+                .chain(group.iter().copied())
+                .collect();
+            let sides = contenders.iter().map(|&contender| make(contender));
+            let times = take_rounds(sides.collect(), &effort);
+            rows.extend(self.compare(&contenders, &times));
+        }
+        share_limit(&mut rows);
+        rows
+    }
+
+    fn compare(&self, contenders: &[C], rounds: &[Vec<f64>]) -> Vec<Row> {
+        let of = |index: usize| rounds.iter().map(move |times| times[index]);
+        let scale = f64::from(self.operations);
+        let ours = median(of(0).collect()) / scale;
+        let limit = (1..contenders.len())
+            .filter(|&index| contenders[index].is_limit())
+            .map(|index| median(rounds.iter().map(|times| times[0] / times[index]).collect()))
+            .reduce(f64::max);
+        (1..contenders.len())
+            .map(|index| {
+                let ratios = rounds.iter().map(|times| times[index] / times[0]).collect();
+                Row {
+                    workload: self.workload.to_owned(),
+                    peer: contenders[index].name(),
+                    spread: Spread::of(ratios),
+                    ours,
+                    theirs: median(of(index).collect()) / scale,
+                    of_limit: limit,
+                    unit: Unit::Nanoseconds,
+                }
+            })
+            .collect()
+    }
+}
+
+/// Groups that had no room for the limit learn it from the one that had.
+fn share_limit(rows: &mut [Row]) {
+    let limit = rows.iter().find_map(|row| row.of_limit);
+    for row in rows {
+        row.of_limit = row.of_limit.or(limit);
+    }
+}
+
+/// The times of all sides, in nanoseconds for one iteration, round by round.
+pub(crate) fn take_rounds(mut sides: Vec<Box<dyn Side>>, effort: &Effort) -> Vec<Vec<f64>> {
+    // Doubled until a round is long enough, which is the warm-up as well.
+    let mut iterations = 1;
+    let mut slowest;
+    loop {
+        slowest = Duration::ZERO;
+        let mut total = Duration::ZERO;
+        for side in &mut sides {
+            let begun = Instant::now();
+            side.run(iterations);
+            let took = begun.elapsed();
+            slowest = slowest.max(took);
+            total += took;
+        }
+        if slowest * 2 > effort.round || total * 4 > effort.budget {
+            break;
+        }
+        iterations *= 2;
+    }
+
+    let begun = Instant::now();
+    let mut rounds: Vec<Vec<f64>> = Vec::new();
+    while rounds.len() < effort.least_rounds
+        || rounds.len() < effort.most_rounds && begun.elapsed() < effort.budget
+    {
+        let mut times = vec![0.0; sides.len()];
+        for index in order(rounds.len(), sides.len()) {
+            let time = sides[index].run(iterations);
+            times[index] = time.as_nanos() as f64 / f64::from(iterations);
+        }
+        // The CPU clock of another thread may not have moved in a very short round.
+        if times.iter().all(|&time| time > 0.0) {
+            rounds.push(times);
+        }
+    }
+    rounds
+}
+
+/// Forwards and backwards in turn, and everybody is first at some time: whoever comes first finds
+/// other caches than who comes second.
+pub(crate) fn order(round: usize, sides: usize) -> impl Iterator<Item = usize> {
+    (0..sides).map(move |position| {
+        let position = if round.is_multiple_of(2) {
+            position
+        } else {
+            sides - 1 - position
+        };
+        (position + round / 2) % sides
+    })
+}
+
+/// Adds the time that `work` takes to `total`, less what looking at the clock takes.
+pub(crate) fn timed<R>(total: &mut Duration, work: impl FnOnce() -> R) -> R {
+    let clock = clock_cost();
+    let begun = Instant::now();
+    let result = work();
+    *total += begun.elapsed().saturating_sub(clock);
+    result
+}
+
+/// What a pair of looks at the clock shows when nothing is between them. A wait for one event takes
+/// ten times as long, so this would be seen.
+fn clock_cost() -> Duration {
+    static COST: OnceLock<Duration> = OnceLock::new();
+    *COST.get_or_init(|| {
+        let mut pairs: Vec<Duration> = (0..10_001).map(|_| Instant::now().elapsed()).collect();
+        pairs.sort_unstable();
+        pairs[pairs.len() / 2]
+    })
+}
+
+/// A median with its 10th and 90th percentile.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Spread {
+    pub(crate) p10: f64,
+    pub(crate) median: f64,
+    pub(crate) p90: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(mut values: Vec<f64>) -> Spread {
+        values.sort_unstable_by(f64::total_cmp);
+        Spread {
+            p10: percentile(&values, 10.0),
+            median: percentile(&values, 50.0),
+            p90: percentile(&values, 90.0),
+        }
+    }
+
+    /// Of something that was counted and is the same every time.
+    pub(crate) fn exact(value: f64) -> Spread {
+        Spread {
+            p10: value,
+            median: value,
+            p90: value,
+        }
+    }
+}
+
+pub(crate) fn median(values: Vec<f64>) -> f64 {
+    Spread::of(values).median
+}
+
+/// Of sorted values, interpolated between the two that are nearest.
+pub(crate) fn percentile(sorted: &[f64], percent: f64) -> f64 {
+    assert!(!sorted.is_empty(), "no round was taken");
+    let position = percent / 100.0 * (sorted.len() - 1) as f64;
+    let below = sorted[position.floor() as usize];
+    let above = sorted[position.ceil() as usize];
+    below + (above - below) * position.fract()
+}

@@ -1,0 +1,287 @@
+//! This crate, below tasks: a registration a descriptor, with a waker in each.
+
+use super::{Remote, Shared, Want, Watcher};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Wake, Waker};
+use std::time::Duration;
+use uring_reactor::{Backend, Handle, Interest, Reactor, Registration};
+
+/// What the wakers do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wakers {
+    /// Count. There is one for all registrations.
+    Count,
+    /// Say which descriptor is ready, as a task's does that goes to a queue. There is one for each.
+    Enqueue,
+}
+
+pub(crate) struct Ours {
+    reactor: Reactor,
+    handle: Handle,
+    registrations: Vec<Option<Registration>>,
+    kind: Wakers,
+    wakers: Vec<Waker>,
+    queue: Arc<Queue>,
+    calls: &'static AtomicUsize,
+    settled: u64,
+    closed: u64,
+}
+
+impl Ours {
+    pub(crate) fn new(backend: Backend, kind: Wakers) -> Ours {
+        let reactor = Reactor::builder().backend(backend).build();
+        let reactor = reactor.expect("this system has the backend");
+        Ours {
+            handle: reactor.handle(),
+            reactor,
+            registrations: Vec::new(),
+            kind,
+            wakers: Vec::new(),
+            queue: Arc::default(),
+            calls: Box::leak(Box::default()),
+            settled: 0,
+            closed: 0,
+        }
+    }
+
+    fn turn(&mut self, timeout: Option<Duration>) -> usize {
+        self.reactor.turn(timeout).expect("a turn works").events()
+    }
+
+    fn waker(&mut self, key: usize) -> &Waker {
+        match self.kind {
+            Wakers::Count => {
+                if self.wakers.is_empty() {
+                    self.wakers.push(counting_waker(self.calls));
+                }
+                &self.wakers[0]
+            }
+            Wakers::Enqueue => {
+                for key in self.wakers.len()..=key {
+                    let queue = Arc::clone(&self.queue);
+                    self.wakers
+                        .push(Waker::from(Arc::new(Enqueue { key, queue })));
+                }
+                &self.wakers[key]
+            }
+        }
+    }
+
+    fn take(&mut self, key: usize) -> Option<Registration> {
+        self.registrations.get_mut(key).and_then(Option::take)
+    }
+}
+
+impl Watcher for Ours {
+    fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want) {
+        let registration = register(fd, want, &self.handle);
+        if self.registrations.len() <= key {
+            self.registrations.resize_with(key + 1, || None);
+        }
+        self.registrations[key] = Some(registration);
+    }
+
+    fn remove(&mut self, key: usize, fd: BorrowedFd<'_>) {
+        let mut registration = self.take(key).expect("the key is registered");
+        registration.deregister(&fd).expect("it is that descriptor");
+    }
+
+    fn close(&mut self, key: usize, fd: OwnedFd) {
+        let mut registration = self.take(key).expect("the key is registered");
+        self.closed += 1;
+        let result = registration.deregister_and_close(fd);
+        result.expect("it is that descriptor");
+    }
+
+    fn wait(&mut self) -> usize {
+        self.turn(None)
+    }
+
+    fn look(&mut self) -> usize {
+        self.turn(Some(Duration::ZERO))
+    }
+
+    fn wait_for_keys(&mut self, ready: &mut Vec<usize>) {
+        let timeout = if self.queue.is_empty() {
+            None
+        } else {
+            Some(Duration::ZERO)
+        };
+        self.turn(timeout);
+        let begun = ready.len();
+        self.queue.take(ready);
+        for &key in &ready[begun..] {
+            // The task runs, and its poll takes the bits. It may be gone.
+            if let Some(registration) = &self.registrations[key] {
+                let _ = registration.take_read_ready();
+            }
+        }
+    }
+
+    fn await_again(&mut self, key: usize, want: Want) {
+        self.waker(key);
+        let waker = match self.kind {
+            Wakers::Count => &self.wakers[0],
+            Wakers::Enqueue => &self.wakers[key],
+        };
+        let Some(registration) = &self.registrations[key] else {
+            return;
+        };
+        let mut cx = Context::from_waker(waker);
+        let mut missed = false;
+        while let Poll::Ready(ready) = registration.poll_read_ready(&mut cx) {
+            ready.expect("it is registered");
+            missed = true;
+        }
+        if want == Want::Both {
+            while let Poll::Ready(ready) = registration.poll_write_ready(&mut cx) {
+                ready.expect("it is registered");
+                missed = true;
+            }
+        }
+        if missed && self.kind == Wakers::Enqueue {
+            // The task would go on instead of waiting.
+            self.queue.push(key);
+        }
+    }
+
+    fn settle(&mut self) {
+        loop {
+            self.look();
+            let entered = self.reactor.metrics().enters;
+            if std::mem::replace(&mut self.settled, entered) == entered {
+                return;
+            }
+        }
+    }
+
+    fn woken(&self) -> Option<usize> {
+        (self.kind == Wakers::Count).then(|| self.calls.load(Ordering::Relaxed))
+    }
+
+    fn shares_descriptors(&self) -> bool {
+        self.reactor.backend() == Backend::Uring
+    }
+
+    fn system_calls(&self) -> Option<u64> {
+        let metrics = self.reactor.metrics();
+        Some(match self.reactor.backend() {
+            // There, every entry is a call of its own, and so is every close.
+            Backend::Epoll => metrics.enters + metrics.entries + self.closed,
+            _ => metrics.enters,
+        })
+    }
+}
+
+fn register(fd: BorrowedFd<'_>, want: Want, handle: &Handle) -> Registration {
+    let interest = match want {
+        Want::Read => Interest::READABLE,
+        Want::Both => Interest::READABLE | Interest::WRITABLE,
+    };
+    let registration = Registration::new();
+    let result = registration.register_interest(&fd, interest, handle);
+    assert!(result.expect("the reactor lives"), "it is new");
+    registration
+}
+
+/// A handle with the registrations that were made by it.
+pub(crate) struct Elsewhere {
+    handle: Handle,
+    registrations: Vec<Option<Registration>>,
+}
+
+impl Shared for Ours {
+    type Remote = Elsewhere;
+
+    fn remote(&self) -> Elsewhere {
+        Elsewhere {
+            handle: self.handle.clone(),
+            registrations: Vec::new(),
+        }
+    }
+}
+
+impl Remote for Elsewhere {
+    fn add(&mut self, key: usize, fd: BorrowedFd<'_>) {
+        let registration = register(fd, Want::Read, &self.handle);
+        if self.registrations.len() <= key {
+            self.registrations.resize_with(key + 1, || None);
+        }
+        self.registrations[key] = Some(registration);
+    }
+
+    fn remove(&mut self, key: usize, fd: BorrowedFd<'_>) {
+        let registration = self.registrations.get_mut(key).and_then(Option::take);
+        let mut registration = registration.expect("the key is registered");
+        registration.deregister(&fd).expect("it is that descriptor");
+    }
+
+    fn wake(&self) {
+        self.handle.wake();
+    }
+}
+
+/// The keys of tasks that were woken.
+#[derive(Debug, Default)]
+struct Queue {
+    keys: Mutex<Vec<usize>>,
+}
+
+impl Queue {
+    fn push(&self, key: usize) {
+        self.keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(key);
+    }
+
+    fn take(&self, into: &mut Vec<usize>) {
+        into.append(&mut self.keys.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+}
+
+struct Enqueue {
+    key: usize,
+    queue: Arc<Queue>,
+}
+
+impl Wake for Enqueue {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.queue.push(self.key);
+    }
+}
+
+/// The cheapest waker there is that does something: what it costs is the executor's affair, and not
+/// what is measured here.
+fn counting_waker(calls: &'static AtomicUsize) -> Waker {
+    const TABLE: RawWakerVTable = RawWakerVTable::new(
+        |calls| RawWaker::new(calls, &TABLE),
+        count,
+        count,
+        |_calls| {},
+    );
+
+    fn count(calls: *const ()) {
+        // SAFETY: `counting_waker` made it of a reference that lives for ever.
+        let calls = unsafe { &*calls.cast::<AtomicUsize>() };
+        calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    let calls = std::ptr::from_ref(calls).cast();
+    // SAFETY: the functions may be called on any thread, any number of times: they know nothing but
+    // an atomic that lives for ever.
+    unsafe { Waker::from_raw(RawWaker::new(calls, &TABLE)) }
+}

@@ -1,0 +1,144 @@
+//! One client that sends 64 bytes and waits for them: how long that takes, by percentile.
+//!
+//! Both threads sleep in between, so most of this is the kernel waking them. Rows are percentiles:
+//! `ours` and `peer's` of all samples, the ratio and its spread of blocks of a thousand.
+
+use super::Entry;
+use super::echo::request;
+use crate::measure::{Contender, Effort, Side, Spread, order, percentile, timed};
+use crate::peers::{Peer, Wakers, Watcher, Workload};
+use crate::report::{Row, Unit};
+use crate::server::{Server, Style};
+use std::cell::RefCell;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+const PEERS: [Peer; 5] = [
+    Peer::Epoll,
+    Peer::Mio,
+    Peer::Polling,
+    Peer::Ring,
+    Peer::OursOnEpoll,
+];
+const BLOCK: u32 = 1000;
+const PERCENTILES: [(&str, f64); 4] = [
+    ("p50", 50.0),
+    ("p90", 90.0),
+    ("p99", 99.0),
+    ("p99.9", 99.9),
+];
+
+pub(super) fn entries() -> Vec<Entry> {
+    vec![Entry::new("pingpong", true, run)]
+}
+
+fn run(name: &str, effort: &Effort) -> Vec<Row> {
+    let contenders: Vec<Peer> = std::iter::once(Peer::OURS).chain(PEERS).collect();
+    let games: Vec<PingPong> = contenders.iter().map(|_| PingPong::default()).collect();
+    let mut sides: Vec<_> = contenders
+        .iter()
+        .zip(&games)
+        .map(|(peer, game)| peer.side(game))
+        .collect();
+
+    // The first block is the warm-up, and tells how long one takes.
+    let begun = Instant::now();
+    sides.iter_mut().for_each(|side| drop(side.run(BLOCK)));
+    let rounds = effort.rounds_of(begun.elapsed());
+    for game in &games {
+        game.samples.borrow_mut().clear();
+    }
+    for round in 0..rounds {
+        for index in order(round, sides.len()) {
+            sides[index].run(BLOCK);
+        }
+    }
+
+    let rows = PERCENTILES.iter().flat_map(|&(suffix, percent)| {
+        let ours = &games[0];
+        let peers = contenders.iter().zip(&games).skip(1);
+        peers.map(move |(peer, game)| {
+            let blocks = game.by_block(percent).into_iter();
+            let ratios = blocks.zip(ours.by_block(percent)).map(|(a, b)| a / b);
+            Row {
+                workload: format!("{name}/{suffix}"),
+                peer: peer.name(),
+                spread: Spread::of(ratios.collect()),
+                ours: ours.overall(percent),
+                theirs: game.overall(percent),
+                of_limit: None,
+                unit: Unit::Nanoseconds,
+            }
+        })
+    });
+    rows.collect()
+}
+
+/// Samples of one side, in the order in which they were taken.
+#[derive(Default)]
+struct PingPong {
+    samples: Rc<RefCell<Vec<f64>>>,
+}
+
+impl PingPong {
+    fn overall(&self, percent: f64) -> f64 {
+        of(&self.samples.borrow(), percent)
+    }
+
+    fn by_block(&self, percent: f64) -> Vec<f64> {
+        let samples = self.samples.borrow();
+        let blocks = samples.chunks(BLOCK as usize);
+        blocks.map(|block| of(block, percent)).collect()
+    }
+}
+
+fn of(samples: &[f64], percent: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    percentile(&sorted, percent)
+}
+
+impl Workload for PingPong {
+    const WAKERS: Wakers = Wakers::Enqueue;
+
+    fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side> {
+        let server = Server::bare(watcher, Style::Keep);
+        let stream = TcpStream::connect(server.address).expect("the server has room");
+        stream.set_nodelay(true).expect("a TCP socket can be");
+        Box::new(Game {
+            stream,
+            _server: server,
+            request: request(64),
+            samples: Rc::clone(&self.samples),
+        })
+    }
+}
+
+struct Game {
+    // The connection ends before the server does.
+    stream: TcpStream,
+    _server: Server,
+    request: Vec<u8>,
+    samples: Rc<RefCell<Vec<f64>>>,
+}
+
+impl Side for Game {
+    fn run(&mut self, iterations: u32) -> Duration {
+        let mut total = Duration::ZERO;
+        let mut answer = vec![0; self.request.len()];
+        let mut samples = self.samples.borrow_mut();
+        for _ in 0..iterations {
+            let mut time = Duration::ZERO;
+            timed(&mut time, || {
+                self.stream.write_all(&self.request).expect("it is there");
+                self.stream.read_exact(&mut answer).expect("it answers");
+            });
+            assert_eq!(answer, self.request, "what was sent comes back");
+            samples.push(time.as_nanos() as f64);
+            total += time;
+        }
+        total
+    }
+}

@@ -1,0 +1,108 @@
+//! System calls: of a server in a loop of its own, for one request. Counted, not timed; of ours
+//! by its metrics.
+//!
+//! - `syscalls/echo/N`: as `echo/N`.
+//! - `syscalls/churn`: as `churn`, for one connection.
+
+use super::Entry;
+use super::echo::request;
+use crate::load::{KeptAlive, ShortLived};
+use crate::measure::{Contender, Effort, Side, Spread, median};
+use crate::peers::{Peer, Wakers, Watcher, Workload};
+use crate::report::{Row, Unit};
+use crate::server::{Load, Server, Style};
+use std::time::Duration;
+
+const PEERS: [Peer; 4] = [Peer::Epoll, Peer::Mio, Peer::Ring, Peer::OursOnEpoll];
+const ROUNDS: usize = 11;
+const WIDTH: u32 = 64;
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Echo { clients: u32 },
+    Churn,
+}
+
+pub(super) fn entries() -> Vec<Entry> {
+    let kinds = [
+        ("syscalls/echo/64", true, Kind::Echo { clients: 64 }),
+        ("syscalls/echo/512", false, Kind::Echo { clients: 512 }),
+        ("syscalls/churn", true, Kind::Churn),
+    ];
+    let entries = kinds.map(|(name, short, kind)| {
+        Entry::new(name, short, move |name, effort| run(name, kind, effort))
+    });
+    entries.into()
+}
+
+fn run(name: &str, kind: Kind, effort: &Effort) -> Vec<Row> {
+    let contenders: Vec<Peer> = std::iter::once(Peer::OURS).chain(PEERS).collect();
+    let mut sides: Vec<_> = contenders
+        .iter()
+        .map(|peer| peer.side(&Counting { kind }))
+        .collect();
+    // A second, or so, of a thousand requests each.
+    let rounds = ROUNDS.min(effort.rounds_of(Duration::from_millis(20)));
+    let counted: Vec<Vec<f64>> = (0..rounds)
+        .map(|_| sides.iter_mut().map(|side| per_request(&mut **side)).collect())
+        .collect();
+    let rows = contenders.iter().enumerate().skip(1).map(|(index, peer)| {
+        let ratios = counted.iter().map(|calls| calls[index] / calls[0]);
+        Row {
+            workload: name.to_owned(),
+            peer: peer.name(),
+            spread: Spread::of(ratios.collect()),
+            ours: median(counted.iter().map(|calls| calls[0]).collect()),
+            theirs: median(counted.iter().map(|calls| calls[index]).collect()),
+            of_limit: None,
+            unit: Unit::SystemCalls,
+        }
+    });
+    rows.collect()
+}
+
+const ITERATIONS: u32 = 16;
+
+/// One call is told as a nanosecond, because that is what sides tell.
+fn per_request(side: &mut dyn Side) -> f64 {
+    side.run(ITERATIONS).as_nanos() as f64 / f64::from(ITERATIONS)
+}
+
+struct Counting {
+    kind: Kind,
+}
+
+impl Workload for Counting {
+    const WAKERS: Wakers = Wakers::Enqueue;
+
+    fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side> {
+        match self.kind {
+            Kind::Echo { clients } => {
+                let server = Server::bare(watcher, Style::Keep);
+                let load = KeptAlive::connect(server.address, clients, request(64));
+                Box::new(CountingSide {
+                    load,
+                    server,
+                    requests: clients,
+                })
+            }
+            Kind::Churn => {
+                let server = Server::bare(watcher, Style::OneAnswer);
+                let load = ShortLived::new(server.address, WIDTH as usize, request(64));
+                Box::new(CountingSide {
+                    load,
+                    server,
+                    requests: WIDTH,
+                })
+            }
+        }
+    }
+}
+
+struct CountingSide<L> {
+    // The connections end before the server does.
+    load: L,
+    server: Server,
+    /// Of an iteration.
+    requests: u32,
+}
