@@ -176,6 +176,21 @@ both_backends! {
         }
     }
 
+    fn a_wake_is_no_event(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let handle = reactor.handle();
+        for _ in 0..20 {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    thread::sleep(Duration::from_millis(1));
+                    handle.wake();
+                });
+                assert_eq!(reactor.turn(None).unwrap().events(), 0);
+            });
+        }
+        assert_eq!(reactor.metrics().events, 0);
+    }
+
     fn wakes_coalesce(backend: Backend) {
         let mut reactor = reactor(backend);
         let handle = reactor.handle();

@@ -191,7 +191,9 @@ impl ShortLived {
         // Closed with a reset, which leaves nothing behind: the server has closed first, and would
         // otherwise have tens of thousands of sockets in TIME_WAIT soon.
         set_socket_linger(&stream, Some(Duration::ZERO)).expect("a socket can");
-        stream.write_all(&self.request).expect("the server is there");
+        stream
+            .write_all(&self.request)
+            .expect("the server is there");
         stream.set_nonblocking(true).expect("a socket can be");
         self.events.add(&stream, index as u64, EventFlags::IN);
         self.clients[index] = Some((stream, 0));

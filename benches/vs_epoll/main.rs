@@ -1,2 +1,148 @@
-//! Placeholder.
-fn main() {}
+//! What a readiness reactor on io_uring is worth: every workload against what one would use instead.
+//!
+//! ```text
+//! cargo bench --bench vs_epoll                    the short set, in under five minutes
+//! cargo bench --bench vs_epoll -- --full          everything
+//! cargo bench --bench vs_epoll -- echo idle       workloads whose names contain one of these
+//! cargo bench --bench vs_epoll -- --list          the names; those of the short set have a star
+//! cargo bench --bench vs_epoll -- --smoke ...     too short to mean anything: does it work?
+//! ```
+//!
+//! A ratio is the peer's time by ours, so above 1 we are faster. Each is the median of the ratios of
+//! rounds that both sides took one after the other, with the 10th and 90th percentile (`measure`).
+//! Every side does the same work, and what it did is counted and checked. `ours/limit` is ours by
+//! the best bare ring, which has no state for a descriptor and no wakers: what this crate costs.
+//!
+//! The table comes last; `vs_epoll.json` and `vs_epoll.svg` are in cargo's target directory.
+
+mod allocator;
+mod chart;
+mod hosted;
+mod load;
+mod measure;
+mod peers;
+mod report;
+mod runtimes;
+mod server;
+mod services;
+mod system;
+mod workloads;
+
+use measure::Effort;
+use report::Row;
+use std::process::ExitCode;
+use std::time::Instant;
+use std::{env, io};
+
+#[global_allocator]
+static ALLOCATOR: allocator::Counting = allocator::Counting;
+
+/// Nothing takes that long. An event that does not come would otherwise be waited for for ever.
+const LONGEST_WORKLOAD: u32 = 300;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
+    let Arguments {
+        full,
+        smoke,
+        list,
+        filters,
+    } = Arguments::parse()?;
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|part| name.contains(part));
+    // A workload that is asked for by name is run whether it belongs to the short set or not.
+    let all = full || !filters.is_empty();
+    let entries = workloads::all();
+    let entries = entries.iter().filter(|entry| wanted(&entry.name));
+    if list {
+        for entry in entries {
+            println!("{} {}", if entry.short { '*' } else { ' ' }, entry.name);
+        }
+        return Ok(());
+    }
+    let entries: Vec<_> = entries.filter(|entry| all || entry.short).collect();
+    if entries.is_empty() {
+        return Err(io::Error::other("no workload has such a name; see --list"));
+    }
+    let effort = match (smoke, full) {
+        (true, _) => Effort::SMOKE,
+        (false, true) => Effort::FULL,
+        (false, false) => Effort::SHORT,
+    };
+
+    system::raise_descriptor_limit();
+    system::pin(system::Place::Measuring);
+    println!("before: {}", report::machine());
+    let begun = Instant::now();
+    let mut rows: Vec<Row> = Vec::new();
+    for (number, entry) in entries.iter().enumerate() {
+        // SAFETY: takes no pointer. Without a handler the signal ends the process.
+        unsafe { libc::alarm(LONGEST_WORKLOAD) };
+        let started = Instant::now();
+        eprint!("[{:2}/{}] {:32} ", number + 1, entries.len(), entry.name);
+        let new = entry.run(&effort);
+        let ratios: Vec<String> = new
+            .iter()
+            .map(|row| format!("{} {:.2}", row.peer, row.spread.median))
+            .collect();
+        eprintln!(
+            "{:4.1} s  {}",
+            started.elapsed().as_secs_f64(),
+            ratios.join(", ")
+        );
+        rows.extend(new);
+    }
+    // SAFETY: as above.
+    unsafe { libc::alarm(0) };
+
+    let machine = report::machine();
+    println!("after:  {machine}\n");
+    print!("{}", report::table(&rows));
+    let json = report::write("vs_epoll.json", &report::json(&rows))?;
+    let svg = report::write("vs_epoll.svg", &chart::svg(&rows, &machine))?;
+    println!(
+        "\n{:.0} s; {} and {}",
+        begun.elapsed().as_secs_f64(),
+        json.display(),
+        svg.display()
+    );
+    Ok(())
+}
+
+#[derive(Debug, Default)]
+struct Arguments {
+    full: bool,
+    smoke: bool,
+    list: bool,
+    filters: Vec<String>,
+}
+
+impl Arguments {
+    fn parse() -> io::Result<Arguments> {
+        let mut arguments = Arguments::default();
+        for argument in env::args().skip(1) {
+            match argument.as_str() {
+                // What cargo adds.
+                "--bench" => {}
+                "--full" => arguments.full = true,
+                "--smoke" => arguments.smoke = true,
+                "--list" => arguments.list = true,
+                option if option.starts_with('-') => {
+                    let usage =
+                        "cargo bench --bench vs_epoll -- [--full|--smoke] [--list] [NAME]...";
+                    return Err(io::Error::other(format!("{option}? usage: {usage}")));
+                }
+                _ => arguments.filters.push(argument),
+            }
+        }
+        Ok(arguments)
+    }
+}

@@ -168,7 +168,7 @@ pub(crate) fn machine() -> String {
         .map_or("unknown processor", |name| {
             name.trim_start_matches([' ', '\t', ':'])
         });
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let cores = crate::system::processors().len();
     let kernel = read("/proc/sys/kernel/osrelease");
     let load = read("/proc/loadavg");
     let load: Vec<&str> = load.split_whitespace().take(3).collect();

@@ -197,15 +197,12 @@ impl<W: Watcher> Loop<W> {
                 }
             }
             let waiting = self.watcher.system_calls().unwrap_or_default();
-            control
-                .calls
-                .store(waiting + self.calls, Ordering::Release);
+            control.calls.store(waiting + self.calls, Ordering::Release);
         }
         for key in 1..self.connections.len() {
             self.end(key);
         }
-        self.watcher
-            .remove(LISTENER, self.listener.as_fd());
+        self.watcher.remove(LISTENER, self.listener.as_fd());
         self.watcher.settle();
     }
 

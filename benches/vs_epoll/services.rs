@@ -54,8 +54,7 @@ pub(crate) struct Http;
 
 impl Service for Http {
     async fn serve<S: Stream>(self, stream: S) {
-        let service =
-            service_fn(|request| ready(Ok::<_, Infallible>(respond(&request))));
+        let service = service_fn(|request| ready(Ok::<_, Infallible>(respond(&request))));
         let mut http = http1::Builder::new().serve_connection(Io(stream), service);
         let _ = poll_fn(|cx| http.poll_without_shutdown(cx)).await;
         http.into_parts().io.0.close().await;

@@ -7,6 +7,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Raises the limit of descriptors as far as it goes.
@@ -99,15 +100,20 @@ pub(crate) enum Place {
     Measured,
 }
 
+/// The processors that this process may use, as they were before any thread was bound.
+pub(crate) fn processors() -> &'static [usize] {
+    static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
+    ALLOWED.get_or_init(|| {
+        let set = sched_getaffinity(None).expect("a thread may ask for its processors");
+        (0..CpuSet::MAX_CPU)
+            .filter(|&cpu| set.is_set(cpu))
+            .collect()
+    })
+}
+
 /// Binds this thread to a processor of its own, if there are enough.
 pub(crate) fn pin(place: Place) {
-    // Of the whole process, and so also of those that the first call took from this thread.
-    static ALLOWED: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
-    let allowed = ALLOWED.get_or_init(|| {
-        let set = sched_getaffinity(None).expect("a thread may ask for its processors");
-        (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
-    });
-    if let [first, .., last] = allowed[..] {
+    if let [first, .., last] = *processors() {
         let mut set = CpuSet::new();
         set.set(match place {
             Place::Measuring => first,

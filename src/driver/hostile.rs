@@ -628,7 +628,7 @@ impl Bench {
                 let standing = [Standing::Lost, Standing::Inherited][which % 2];
                 self.world().standing = standing;
             }
-            _ if which % 8 == 0 => {
+            _ if which.is_multiple_of(8) => {
                 self.driver().descriptor();
             }
             _ => self.handle.wake(),

@@ -10,13 +10,14 @@ pub(crate) mod descriptors;
 use std::any::type_name;
 use std::cell::Cell;
 use std::env;
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic;
 use std::pin::pin;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
@@ -394,23 +395,29 @@ pub(crate) fn errno(error: &io::Error) -> Option<i32> {
 /// A reactor that turns on a thread of its own until this is dropped.
 pub(crate) struct Turning {
     handle: Handle,
-    stop: Arc<std::sync::atomic::AtomicBool>,
+    /// Of its thread, in the system's files.
+    status: String,
+    stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<Reactor>>,
 }
 
 impl Turning {
     pub(crate) fn start(mut reactor: Reactor) -> Turning {
-        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::new(false));
         let handle = reactor.handle();
         let stopped = Arc::clone(&stop);
+        let (tell, told) = mpsc::channel();
         let thread = thread::spawn(move || {
+            tell.send(rustix::thread::gettid()).unwrap();
             while !stopped.load(Ordering::SeqCst) {
                 reactor.turn(None).unwrap();
             }
             reactor
         });
+        let id = told.recv().unwrap().as_raw_nonzero();
         Turning {
             handle,
+            status: format!("/proc/self/task/{id}/stat"),
             stop,
             thread: Some(thread),
         }
@@ -430,15 +437,24 @@ impl Turning {
         });
     }
 
-    /// Waits until the reactor has nothing to do and sleeps, as far as can be seen from outside.
+    /// Waits until the reactor has nothing to do and sleeps: for a moment at least, its thread does
+    /// nothing else.
     pub(crate) fn wait_until_parked(&self) {
-        let mut last = (u64::MAX, Instant::now());
+        let is_asleep = || {
+            let status = fs::read_to_string(&self.status).unwrap();
+            // The state is the first field after the name in brackets.
+            status.rsplit_once(") ").unwrap().1.starts_with('S')
+        };
+        let mut asleep_since = None;
+        let mut last = u64::MAX;
         wait_until(|| {
-            let enters = self.handle.metrics().turns;
-            if enters != last.0 {
-                last = (enters, Instant::now());
+            let turns = self.handle.metrics().turns;
+            if !is_asleep() || turns == 0 || turns != last {
+                last = turns;
+                asleep_since = None;
+                return false;
             }
-            last.1.elapsed() > Duration::from_millis(20)
+            asleep_since.get_or_insert_with(Instant::now).elapsed() > Duration::from_millis(3)
         });
     }
 

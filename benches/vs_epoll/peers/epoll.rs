@@ -28,7 +28,7 @@ impl Instance {
             epoll,
             wake: event_fd(),
         };
-        instance.add(WAKE, instance.wake.as_fd(), libc::EPOLLIN);
+        instance.enter(WAKE, instance.wake.as_fd(), libc::EPOLLIN);
         instance
     }
 
@@ -45,7 +45,7 @@ impl Instance {
         assert!(result == 0, "{}", io::Error::last_os_error());
     }
 
-    fn add(&self, key: u64, fd: BorrowedFd<'_>, events: i32) {
+    fn enter(&self, key: u64, fd: BorrowedFd<'_>, events: i32) {
         let events = (events | libc::EPOLLET) as u32;
         self.control(
             libc::EPOLL_CTL_ADD,
@@ -54,7 +54,7 @@ impl Instance {
         );
     }
 
-    fn remove(&self, fd: BorrowedFd<'_>) {
+    fn leave(&self, fd: BorrowedFd<'_>) {
         self.control(
             libc::EPOLL_CTL_DEL,
             fd,
@@ -115,12 +115,12 @@ impl Watcher for Epoll {
             Want::Read => libc::EPOLLIN | libc::EPOLLRDHUP,
             Want::Both => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLOUT,
         };
-        self.instance.add(key as u64, fd, events);
+        self.instance.enter(key as u64, fd, events);
     }
 
     fn remove(&mut self, _: usize, fd: BorrowedFd<'_>) {
         self.calls += 1;
-        self.instance.remove(fd);
+        self.instance.leave(fd);
     }
 
     /// The entry goes with the last descriptor of the file.
@@ -160,11 +160,11 @@ impl Shared for Epoll {
 
 impl Remote for Arc<Instance> {
     fn add(&mut self, key: usize, fd: BorrowedFd<'_>) {
-        Instance::add(self, key as u64, fd, libc::EPOLLIN | libc::EPOLLRDHUP);
+        self.enter(key as u64, fd, libc::EPOLLIN | libc::EPOLLRDHUP);
     }
 
     fn remove(&mut self, _: usize, fd: BorrowedFd<'_>) {
-        Instance::remove(self, fd);
+        self.leave(fd);
     }
 
     fn wake(&self) {

@@ -187,7 +187,8 @@ impl Watcher for Ring {
     /// Both in one submission. Only this cancel, linked in this way, lets go of the file in time.
     fn close(&mut self, key: usize, fd: OwnedFd) {
         self.ending += 2;
-        if self.ring.submission().capacity() - self.ring.submission().len() < 2 {
+        let queued = self.ring.submission().len() as u32;
+        if SUBMISSIONS - queued < 2 {
             self.enter(0);
         }
         let cancel = opcode::AsyncCancel::new(key as u64).build();
@@ -286,7 +287,11 @@ impl CompletionQueue {
         const { assert!(size_of::<io_uring::Parameters>() == size_of::<io_uring_params>()) };
         // SAFETY: `Parameters` is documented to be a transparent wrapper of `io_uring_params`, which
         // is plain numbers.
-        let params = unsafe { std::ptr::from_ref(ring.params()).cast::<io_uring_params>().read() };
+        let params = unsafe {
+            std::ptr::from_ref(ring.params())
+                .cast::<io_uring_params>()
+                .read()
+        };
         let length = params.cq_off.cqes as usize + params.cq_entries as usize * size_of::<Entry>();
         // SAFETY: the descriptor is open while `ring` is borrowed.
         let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };

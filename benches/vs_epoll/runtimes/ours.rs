@@ -38,7 +38,8 @@ impl Stream for AsyncFd<TcpStream> {
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Spare) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.poll_read_ready(cx))?;
-            if let Ok(result) = guard.try_io(|stream| SockRef::from(stream.get_ref()).recv(buffer)) {
+            if let Ok(result) = guard.try_io(|stream| SockRef::from(stream.get_ref()).recv(buffer))
+            {
                 if matches!(result, Ok(count) if 0 < count && count < buffer.len()) {
                     // That was all: what comes later is a new event. The end of the stream is
                     // remembered whatever is cleared.

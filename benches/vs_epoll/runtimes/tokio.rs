@@ -15,11 +15,7 @@ pub(super) fn runtime() -> Runtime {
     runtime.expect("an epoll instance can be made")
 }
 
-pub(super) fn serve(
-    listener: std::net::TcpListener,
-    service: impl Service,
-    control: &Control,
-) {
+pub(super) fn serve(listener: std::net::TcpListener, service: impl Service, control: &Control) {
     let served = runtime().block_on(async {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;

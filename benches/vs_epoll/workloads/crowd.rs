@@ -69,15 +69,17 @@ pub(super) fn entries() -> Vec<Entry> {
         (Leaving::Oldest, "oldest"),
         (Leaving::Random, "random"),
     ];
-    let among = [1_000, 10_000, 50_000, 100_000].into_iter().flat_map(|size| {
-        orders.map(|(leaving, order)| {
-            let name = format!("registration/among/{size}/{order}");
-            let short = matches!(size, 10_000 | 100_000);
-            Entry::new(name, short, move |name, effort| {
-                among(name, size, leaving, effort)
+    let among = [1_000, 10_000, 50_000, 100_000]
+        .into_iter()
+        .flat_map(|size| {
+            orders.map(|(leaving, order)| {
+                let name = format!("registration/among/{size}/{order}");
+                let short = matches!(size, 10_000 | 100_000);
+                Entry::new(name, short, move |name, effort| {
+                    among(name, size, leaving, effort)
+                })
             })
-        })
-    });
+        });
     sparse.into_iter().chain(busy).chain(among).collect()
 }
 
@@ -130,7 +132,10 @@ impl Crowd {
     fn new(size: usize, active: usize, spare: usize) -> Crowd {
         let limit = descriptors_to_spare() as usize;
         let count = (size + spare).min(limit);
-        assert!(count > active + spare, "the limit of descriptors is too low");
+        assert!(
+            count >= active + spare,
+            "the limit of descriptors is too low"
+        );
         Crowd {
             fds: Rc::new(event_fds(count)),
             size,

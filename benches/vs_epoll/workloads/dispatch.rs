@@ -32,7 +32,12 @@ enum Kind {
 
 pub(super) fn entries() -> Vec<Entry> {
     let sets: [(Kind, &str, &[u32], &[u32]); 3] = [
-        (Kind::EventFd, "eventfd", &[1, 16, 256, 1024, 4096], &[1, 16, 256]),
+        (
+            Kind::EventFd,
+            "eventfd",
+            &[1, 16, 256, 1024, 4096],
+            &[1, 16, 256],
+        ),
         (Kind::Tcp, "tcp", &[1, 16, 256, 1024], &[1, 256]),
         (Kind::Polled, "polled", &[256], &[256]),
     ];
@@ -106,7 +111,11 @@ impl<W: Watcher> Side for Ready<W> {
             let woken = watcher.woken();
             timed(&mut total, || collect(watcher, signals.len()));
             if let (Some(before), Some(after)) = (woken, watcher.woken()) {
-                assert_eq!(after - before, signals.len(), "every waker was called, once");
+                assert_eq!(
+                    after - before,
+                    signals.len(),
+                    "every waker was called, once"
+                );
             }
             for key in 0..signals.len() {
                 signals.drain(key);

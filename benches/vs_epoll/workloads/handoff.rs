@@ -36,12 +36,36 @@ struct Handoff {
 pub(super) fn entries() -> Vec<Entry> {
     let variants = [
         ("handoff/running", true, Mode::Running, 64, Timed::Add),
-        ("handoff/running/remove", false, Mode::Running, 64, Timed::Remove),
+        (
+            "handoff/running/remove",
+            false,
+            Mode::Running,
+            64,
+            Timed::Remove,
+        ),
         ("handoff/parked", true, Mode::Parked, 1, Timed::Add),
-        ("handoff/parked/remove", false, Mode::Parked, 1, Timed::Remove),
+        (
+            "handoff/parked/remove",
+            false,
+            Mode::Parked,
+            1,
+            Timed::Remove,
+        ),
         ("handoff/parked-16", true, Mode::Parked, 16, Timed::Add),
-        ("handoff/parked-16/remove", false, Mode::Parked, 16, Timed::Remove),
-        ("handoff/first-event", true, Mode::Parked, 1, Timed::FirstEvent),
+        (
+            "handoff/parked-16/remove",
+            false,
+            Mode::Parked,
+            16,
+            Timed::Remove,
+        ),
+        (
+            "handoff/first-event",
+            true,
+            Mode::Parked,
+            1,
+            Timed::FirstEvent,
+        ),
     ];
     let entries = variants.map(|(name, short, mode, burst, timed)| {
         let workload = Handoff { mode, burst, timed };

@@ -23,12 +23,8 @@ const PEERS: [Peer; 5] = [
     Peer::OursOnEpoll,
 ];
 const BLOCK: u32 = 1000;
-const PERCENTILES: [(&str, f64); 4] = [
-    ("p50", 50.0),
-    ("p90", 90.0),
-    ("p99", 99.0),
-    ("p99.9", 99.9),
-];
+const PERCENTILES: [(&str, f64); 4] =
+    [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9)];
 
 pub(super) fn entries() -> Vec<Entry> {
     vec![Entry::new("pingpong", true, run)]
@@ -45,7 +41,9 @@ fn run(name: &str, effort: &Effort) -> Vec<Row> {
 
     // The first block is the warm-up, and tells how long one takes.
     let begun = Instant::now();
-    sides.iter_mut().for_each(|side| drop(side.run(BLOCK)));
+    for side in &mut sides {
+        side.run(BLOCK);
+    }
     let rounds = effort.rounds_of(begun.elapsed());
     for game in &games {
         game.samples.borrow_mut().clear();

@@ -86,7 +86,10 @@ impl<W: Watcher> ComeAndGo<W> {
             self.signals.signal(key);
         }
         assert_eq!(self.watcher.look(), 0, "nobody is registered any more");
-        self.signals = Signals::event_fds(self.signals.len());
+        let count = self.signals.len();
+        // The old ones go first: there may be no room for both.
+        self.signals = Signals::event_fds(0);
+        self.signals = Signals::event_fds(count);
     }
 }
 

@@ -11,11 +11,14 @@ use crate::measure::{Contender, Effort, Side, Spread, median};
 use crate::peers::{Peer, Wakers, Watcher, Workload};
 use crate::report::{Row, Unit};
 use crate::server::{Load, Server, Style};
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 const PEERS: [Peer; 4] = [Peer::Epoll, Peer::Mio, Peer::Ring, Peer::OursOnEpoll];
 const ROUNDS: usize = 11;
 const WIDTH: u32 = 64;
+const ITERATIONS: u32 = 16;
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
@@ -37,14 +40,19 @@ pub(super) fn entries() -> Vec<Entry> {
 
 fn run(name: &str, kind: Kind, effort: &Effort) -> Vec<Row> {
     let contenders: Vec<Peer> = std::iter::once(Peer::OURS).chain(PEERS).collect();
-    let mut sides: Vec<_> = contenders
-        .iter()
-        .map(|peer| peer.side(&Counting { kind }))
-        .collect();
-    // A second, or so, of a thousand requests each.
+    let calls = Rc::new(Cell::new(0.0));
+    let counting = Counting {
+        kind,
+        calls: Rc::clone(&calls),
+    };
+    let mut sides: Vec<_> = contenders.iter().map(|peer| peer.side(&counting)).collect();
+    let mut count = |side: &mut Box<dyn Side>| {
+        side.run(ITERATIONS);
+        calls.get()
+    };
     let rounds = ROUNDS.min(effort.rounds_of(Duration::from_millis(20)));
     let counted: Vec<Vec<f64>> = (0..rounds)
-        .map(|_| sides.iter_mut().map(|side| per_request(&mut **side)).collect())
+        .map(|_| sides.iter_mut().map(&mut count).collect())
         .collect();
     let rows = contenders.iter().enumerate().skip(1).map(|(index, peer)| {
         let ratios = counted.iter().map(|calls| calls[index] / calls[0]);
@@ -61,15 +69,10 @@ fn run(name: &str, kind: Kind, effort: &Effort) -> Vec<Row> {
     rows.collect()
 }
 
-const ITERATIONS: u32 = 16;
-
-/// One call is told as a nanosecond, because that is what sides tell.
-fn per_request(side: &mut dyn Side) -> f64 {
-    side.run(ITERATIONS).as_nanos() as f64 / f64::from(ITERATIONS)
-}
-
 struct Counting {
     kind: Kind,
+    /// For a request, of the side that ran last.
+    calls: Rc<Cell<f64>>,
 }
 
 impl Workload for Counting {
@@ -84,6 +87,7 @@ impl Workload for Counting {
                     load,
                     server,
                     requests: clients,
+                    calls: Rc::clone(&self.calls),
                 })
             }
             Kind::Churn => {
@@ -93,6 +97,7 @@ impl Workload for Counting {
                     load,
                     server,
                     requests: WIDTH,
+                    calls: Rc::clone(&self.calls),
                 })
             }
         }
@@ -105,4 +110,18 @@ struct CountingSide<L> {
     server: Server,
     /// Of an iteration.
     requests: u32,
+    calls: Rc<Cell<f64>>,
+}
+
+impl<L: Load> Side for CountingSide<L> {
+    fn run(&mut self, iterations: u32) -> Duration {
+        self.server.await_sleep();
+        let before = self.server.system_calls();
+        self.load.run(iterations);
+        self.server.await_sleep();
+        let calls = self.server.system_calls() - before;
+        self.calls
+            .set(calls as f64 / f64::from(self.requests * iterations));
+        Duration::ZERO
+    }
 }

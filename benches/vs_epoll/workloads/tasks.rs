@@ -74,8 +74,7 @@ const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// All answers have the same length: that of the first.
 fn answer_length(address: SocketAddr) -> usize {
-    let request =
-        b"GET /hello HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".as_slice();
+    let request = b"GET /hello HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".as_slice();
     let mut stream = TcpStream::connect(address).expect("the server has room");
     stream.write_all(request).expect("the server is there");
     let mut answer = Vec::new();

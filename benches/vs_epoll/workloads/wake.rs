@@ -92,7 +92,10 @@ impl Bell {
         while !self.ended.load(Ordering::SeqCst) {
             poll_fn(|cx| {
                 let mut waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
-                if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+                if !waker
+                    .as_ref()
+                    .is_some_and(|known| known.will_wake(cx.waker()))
+                {
                     *waker = Some(cx.waker().clone());
                 }
                 drop(waker);
