@@ -5,15 +5,13 @@ use crate::driver::Driver;
 use crate::handle::Handle;
 use crate::reactor::Reactor;
 use crate::shared::Shared;
-use crate::sync::{Arc, contain};
+use crate::sync::{Arc, AtomicU8, Condvar, Mutex, MutexGuard, Ordering, contain, thread};
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::thread;
 use std::time::Duration;
 
 /// A reactor that takes its turns on a thread of its own.
@@ -34,7 +32,7 @@ use std::time::Duration;
 /// ```
 pub struct Background {
     /// Taken by whatever ends the `Background`.
-    control: Option<std::sync::Arc<Control>>,
+    control: Option<Arc<Control>>,
     shared: Arc<Shared>,
 }
 
@@ -52,8 +50,8 @@ struct Control {
     order: AtomicU8,
     end: Mutex<End>,
     ended: Condvar,
-    /// The thread, and the process that it is in.
-    thread: thread::ThreadId,
+    /// The thread, once it runs, and the process that it is in.
+    thread: OnceLock<thread::ThreadId>,
     process: u32,
 }
 
@@ -66,24 +64,18 @@ struct End {
 impl Background {
     pub(crate) fn new(reactor: Reactor) -> io::Result<Background> {
         let shared = Arc::clone(reactor.shared());
-        let (tell, told) = std::sync::mpsc::sync_channel::<std::sync::Arc<Control>>(1);
-        let thread = thread::Builder::new()
-            .name("uring-reactor".into())
-            .spawn(move || {
-                if let Ok(control) = told.recv() {
-                    run(reactor, &control);
-                }
-            })?;
-        let control = std::sync::Arc::new(Control {
+        let control = Arc::new(Control {
             order: AtomicU8::new(RUN),
             end: Mutex::default(),
             ended: Condvar::new(),
-            thread: thread.thread().id(),
+            thread: OnceLock::new(),
             process: process::generation(),
         });
         shared.bell.settle_down();
-        // The thread waits for nothing else.
-        let _ = tell.send(std::sync::Arc::clone(&control));
+        let ours = Arc::clone(&control);
+        thread::Builder::new()
+            .name("uring-reactor".into())
+            .spawn(move || run(reactor, &ours))?;
         let control = Some(control);
         Ok(Background { control, shared })
     }
@@ -147,7 +139,7 @@ impl fmt::Debug for Background {
 ///
 /// Cancel safe; the shutdown goes on, awaited or not.
 pub struct Shutdown {
-    control: Option<std::sync::Arc<Control>>,
+    control: Option<Arc<Control>>,
 }
 
 impl Shutdown {
@@ -210,7 +202,7 @@ impl Control {
     }
 
     fn is_elsewhere(&self) -> bool {
-        self.process == process::generation() && self.thread != thread::current().id()
+        self.process == process::generation() && self.thread.get() != Some(&thread::current().id())
     }
 
     fn finish(&self) {
@@ -236,18 +228,11 @@ fn run(mut reactor: Reactor, control: &Control) {
         }
     }
     let _finish = Finish(control);
-    let shared = Arc::clone(reactor.shared());
+    let _ = control.thread.set(thread::current().id());
     let driver = reactor.driver_mut();
     driver.pin();
-    // Nothing that happens in the kernel may follow upon the last registration's end, so the thread
-    // must not go to sleep after it.
-    let goes_on = || match control.order.load(Ordering::Acquire) {
-        STOP => false,
-        UNTIL_IDLE => shared.registered() > 0,
-        _ => true,
-    };
     while !is_over(control, driver) {
-        if let Err(error) = driver.turn(None, goes_on) {
+        if let Err(error) = driver.turn(None, || true) {
             tracing::error!(%error, "a background reactor cannot take its turn; trying again");
             thread::sleep(REST);
         }

@@ -90,17 +90,16 @@ impl Driver {
     ) -> io::Result<usize> {
         self.shared.counters.turns.add(1);
         self.shared.doorbell.resume();
-        let mut events = match self.kernel.standing() {
-            Standing::Ready => 0,
-            standing => self.stand(standing)?,
-        };
+        let standing = self.kernel.standing();
+        let stood = standing == Standing::Ready;
+        let mut events = if stood { 0 } else { self.stand(standing)? };
         let nested = self.shared.nested.load(Ordering::Acquire);
         if nested && !self.nested {
             events += self.nest()?;
         }
         // Whoever was woken for these may be this thread's next task.
         let timeout = if events > 0 { NOW } else { timeout };
-        let asleep = self.admit_until_asleep(timeout, idle);
+        let asleep = self.admit_until_asleep(timeout, !stood, idle);
         let timeout = if asleep { timeout } else { NOW };
         let waited = self.kernel.wait(timeout, &mut self.batch);
         if asleep {
@@ -188,13 +187,25 @@ impl Driver {
         Ok((events, done(self)))
     }
 
-    /// Drains the intake, and parks if there is a reason to sleep and none not to.
-    fn admit_until_asleep(&mut self, timeout: Option<Duration>, idle: impl Fn() -> bool) -> bool {
+    /// Drains the intake, and parks if there is a reason to sleep and none not to. `news` says that
+    /// something has changed in this turn already.
+    fn admit_until_asleep(
+        &mut self,
+        timeout: Option<Duration>,
+        mut news: bool,
+        idle: impl Fn() -> bool,
+    ) -> bool {
         for _ in 0..LOOKS {
             for source in self.shared.intake.drain() {
+                news = true;
                 self.attend(source);
             }
             if timeout == NOW || !self.batch.is_empty() {
+                break;
+            }
+            if news && self.is_settled() {
+                // The last registration has ended in this turn, and the kernel, which watches nothing
+                // for it any more, will not say so. Whoever turns until there is none has to look.
                 break;
             }
             let shared = &self.shared;
@@ -219,9 +230,7 @@ impl Driver {
                 // It came and went between two turns: the kernel need not know.
                 source.set_slot(RETIRED);
                 self.shared.count_down();
-                if intent.contains(Intent::CLOSE_FD) {
-                    drop(source.take_fd());
-                }
+                drop(source.take_fd());
                 source.release();
             }
             NO_SLOT => {
@@ -288,42 +297,33 @@ impl Driver {
                 State::Armed if wanted != watch.events || misplaced => {
                     watch.state = State::Cancelling;
                     let token = Token::new(tag, index, watch.generation);
-                    let close = (other_idle
-                        && closing
-                        && intent.contains(Intent::CLOSE_FD)
-                        && slot.fd == Fd::Kept)
-                        .then(|| {
-                            slot.fd = Fd::Closing;
-                            (slot.close_token(index), slot.source.take_fd())
-                        });
+                    let close = if other_idle && closing {
+                        slot.close(index)
+                    } else {
+                        None
+                    };
                     self.kernel.cancel(token, fd, close);
                 }
                 State::Idle | State::Armed | State::Cancelling => {}
             }
         }
         if closing && slot.main.state == State::Idle && slot.urgent.state == State::Idle {
-            self.conclude(index, intent);
+            self.conclude(index);
         }
     }
 
     /// The kernel watches nothing any more for a source that is closing.
-    fn conclude(&mut self, index: u32, intent: Intent) {
+    fn conclude(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
-        match slot.fd {
-            Fd::Kept if intent.contains(Intent::CLOSE_FD) => {
-                slot.fd = Fd::Closing;
-                let token = slot.close_token(index);
-                self.kernel.close(token, slot.source.take_fd());
-            }
-            Fd::Closing => {}
-            Fd::Kept | Fd::Closed => {
-                let slot = self.slots.remove(index as usize);
-                slot.source.set_slot(RETIRED);
-                if self.kernel.is_haunted() {
-                    self.haunted.push(slot.source);
-                } else {
-                    slot.source.release();
-                }
+        if let Some((token, fd)) = slot.close(index) {
+            self.kernel.close(token, fd);
+        } else if slot.fd != Fd::Closing {
+            let slot = self.slots.remove(index as usize);
+            slot.source.set_slot(RETIRED);
+            if self.kernel.is_haunted() {
+                self.haunted.push(slot.source);
+            } else {
+                slot.source.release();
             }
         }
     }
@@ -532,11 +532,11 @@ impl Driver {
             // Its slot, if it has one, follows; what was handed over is closed by whichever is first
             // to find that nobody else will.
             if source.slot() == NO_SLOT {
-                source.orphan(false);
+                source.orphan();
             }
         }
         for (_, slot) in slots {
-            slot.source.orphan(slot.fd != Fd::Kept);
+            slot.source.orphan();
         }
     }
 

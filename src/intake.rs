@@ -9,7 +9,7 @@
 //! link to, and the only removal swaps the whole list away.
 
 use crate::source::Source;
-use crate::sync::{Arc, AtomicPtr, Ordering};
+use crate::sync::{Arc, AtomicPtr, Ordering, fence};
 use std::ptr;
 
 #[derive(Debug)]
@@ -36,6 +36,8 @@ impl Intake {
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             if head == closed() {
+                // Pairs with `close`: who hears that nobody will drain knows what came before that.
+                fence(Ordering::Acquire);
                 // SAFETY: `node` came from `into_raw` above and was not published.
                 return Err(unsafe { Arc::from_raw(node) });
             }
@@ -73,17 +75,18 @@ impl Intake {
             };
         }
         // Only the reactor's thread drains and closes, so the list cannot be closed meanwhile.
-        self.take(ptr::null_mut())
+        // Acquire: pairs with the pushes.
+        self.take(ptr::null_mut(), Ordering::Acquire)
     }
 
     /// Takes everything and refuses pushes from now on.
     pub(crate) fn close(&self) -> Drain {
-        self.take(closed())
+        // Release: whoever finds it closed may count on what the reactor did before.
+        self.take(closed(), Ordering::AcqRel)
     }
 
-    fn take(&self, replacement: *mut Source) -> Drain {
-        // Acquire: pairs with the pushes' release.
-        let mut node = self.head.swap(replacement, Ordering::Acquire);
+    fn take(&self, replacement: *mut Source, order: Ordering) -> Drain {
+        let mut node = self.head.swap(replacement, order);
         if node == closed() {
             node = ptr::null_mut();
         }

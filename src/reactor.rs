@@ -317,8 +317,10 @@ impl Wake for Task {
     }
 
     fn wake_by_ref(self: &std::sync::Arc<Self>) {
-        // Where the reactor is awake it looks at `notified` before it sleeps; a parked one is rung.
-        self.notified.store(true, Ordering::Release);
+        // Where the reactor is awake it looks at `notified` before it sleeps; a parked one is rung. An
+        // exchange, because a store would cover up that of another thread, and the poll to come must
+        // see what both have done.
+        self.notified.swap(true, Ordering::Release);
         self.shared.nudge();
     }
 }

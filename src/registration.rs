@@ -126,7 +126,8 @@ impl Registration {
         interest: Interest,
         handle: &Handle,
     ) -> io::Result<bool> {
-        if self.source().is_some() {
+        if let Some(source) = self.source() {
+            source.announce();
             return Ok(false);
         }
         let shared = handle.resolve()?;

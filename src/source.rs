@@ -32,6 +32,7 @@ mod published;
 pub(crate) mod waiters;
 pub(crate) mod word;
 
+use crate::backend::process;
 use crate::error::Error;
 use crate::ready::{Interest, Ready};
 use crate::shared::Shared;
@@ -40,7 +41,7 @@ pub(crate) use published::Published;
 
 use intent::Intent;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::ptr;
 use std::task::{Poll, Waker};
 use waiters::Waiters;
@@ -245,13 +246,14 @@ impl Source {
         // SAFETY: `BUSY(direction)` is ours.
         let replaced = cell.with_mut(|cell| unsafe { (*cell).replace(clone) });
         let (_, result) = self.advance(|word| match done(word) {
-            // The waker stays in the cell, uncalled, until it is replaced or the source ends.
-            Some((after, result)) => {
-                let after = after.without_busy(direction).without_waits(direction);
-                (after, Some(result))
-            }
+            Some((after, result)) => (after.without_waits(direction), Some(result)),
             None => (word.without_busy(direction).with_waits(direction), None),
         });
+        if result.is_some() {
+            // Nobody waits: nobody's waker stays behind.
+            let unused = self.vacate(direction);
+            contain(|| drop(unused));
+        }
         if waited
             && let Some(replaced) = replaced
             && !replaced.will_wake(waker)
@@ -266,13 +268,18 @@ impl Source {
 
     /// Calls the waker of a cell whose `BUSY` is ours, and gives the cell back.
     fn call(&self, direction: Direction) {
+        if let Some(waker) = self.vacate(direction) {
+            contain(|| waker.wake());
+        }
+    }
+
+    /// Empties a cell whose `BUSY` is ours, and gives it back.
+    fn vacate(&self, direction: Direction) -> Option<Waker> {
         // SAFETY: `BUSY(direction)` is ours.
         let waker = self.cells[direction as usize].with_mut(|cell| unsafe { (*cell).take() });
         self.word
             .fetch_and(Word(u64::MAX).without_busy(direction).0, Ordering::Release);
-        if let Some(waker) = waker {
-            contain(|| waker.wake());
-        }
+        waker
     }
 
     /// The list of waiters, made on first need.
@@ -366,55 +373,41 @@ impl Source {
         self.finish(Word::with_released);
     }
 
-    /// No driver will look at this source again. `closed` says that its descriptor, if it was
-    /// handed over, is closed already.
-    pub(crate) fn orphan(&self, closed: bool) {
-        let before = Intent(self.intent.fetch_or(Intent::ORPHANED.0, Ordering::AcqRel));
-        if before.contains(Intent::CLOSE_FD) && !before.contains(Intent::ORPHANED) && !closed {
-            self.close_fd();
-        }
+    /// No driver will look at this source again.
+    pub(crate) fn orphan(&self) {
+        self.intent.fetch_or(Intent::ORPHANED.0, Ordering::AcqRel);
+        drop(self.take_fd());
         self.finish(|word| word.with_end(End::Gone).with_released());
     }
 
-    /// Closes the descriptor that [`deregister`](Published::deregister) was given.
-    pub(crate) fn take_fd(&self) -> OwnedFd {
+    /// The descriptor that [`deregister`](Published::deregister) was given, for the first who asks.
+    pub(crate) fn take_fd(&self) -> Option<OwnedFd> {
+        if !self.intent().contains(Intent::CLOSE_FD) {
+            return None;
+        }
+        // What came before `CLOSE_FD` is acquired already.
+        let before = Intent(self.intent.fetch_or(Intent::TAKEN.0, Ordering::Relaxed));
         // SAFETY: `deregister` gave up the `OwnedFd` with this number when it set `CLOSE_FD`, and
-        // this is called once: by the driver when it acts on that bit, or by whoever set the second
-        // of `CLOSE_FD` and `ORPHANED`.
-        unsafe { OwnedFd::from_raw_fd(self.fd) }
+        // whoever sets `TAKEN` first is the only one to come here.
+        (!before.contains(Intent::TAKEN)).then(|| unsafe { process::adopt(self.fd) })
     }
 
-    fn close_fd(&self) {
-        drop(self.take_fd());
-    }
-
-    /// A change that everybody must hear of. Takes the wakers out of the cells even where nobody
-    /// waits, so that an ended source keeps no task alive.
+    /// A change that everybody must hear of.
     fn finish(&self, change: impl Fn(Word) -> Word) {
         let (before, ()) = self.advance(|word| {
             let mut after = change(word);
             for direction in Direction::BOTH {
                 after = after.without_listed(direction);
-                if !word.busy(direction) {
+                if word.waits(direction) && !word.busy(direction) {
                     after = after.without_waits(direction).with_busy(direction);
                 }
             }
             (after, ())
         });
         for direction in Direction::BOTH {
-            if before.busy(direction) {
-                // Its owner finds the change when it gives the cell back.
-                continue;
-            }
-            if before.waits(direction) {
+            // Whoever is at the cell finds the change when it gives the cell back.
+            if before.waits(direction) && !before.busy(direction) {
                 self.call(direction);
-            } else {
-                // SAFETY: `BUSY(direction)` is ours.
-                let unused =
-                    self.cells[direction as usize].with_mut(|cell| unsafe { (*cell).take() });
-                self.word
-                    .fetch_and(Word(u64::MAX).without_busy(direction).0, Ordering::Release);
-                contain(|| drop(unused));
             }
         }
         self.call_listed(before, |_| true);

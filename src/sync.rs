@@ -6,9 +6,10 @@
 #[cfg(not(loom))]
 mod primitive {
     pub(crate) use std::sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+        AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
-    pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
+    pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+    pub(crate) use std::thread;
 
     /// `std::cell::UnsafeCell` with loom's interface: access is a closure, so that loom can see
     /// where it starts and ends.
@@ -43,18 +44,8 @@ mod primitive {
 }
 
 #[cfg(loom)]
-mod primitive {
-    pub(crate) use loom::cell::UnsafeCell;
-    pub(crate) use loom::sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
-    };
-    pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
-
-    /// A panic under loom is a finding and must end the model.
-    pub(crate) fn contain(f: impl FnOnce()) {
-        f();
-    }
-}
+#[path = "../loom-tests/sync.rs"]
+mod primitive;
 
 pub(crate) use primitive::*;
 

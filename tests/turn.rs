@@ -4,6 +4,7 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
+use std::fs;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::ptr;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
-use uring_reactor::{Interest, Reactor, Ready, Registration};
+use uring_reactor::{Backend, Interest, Reactor, Ready, Registration};
 
 /// Long enough to fail a test that waits for it.
 const LONG: Option<Duration> = Some(Duration::from_secs(1000));
@@ -421,21 +422,21 @@ both_backends! {
 }
 
 /// All of these are ready at once, again and again, and then the reactor still can be woken.
-fn reports_all_of_them(mut reactor: Reactor, n: usize) {
+fn reports_all_of_them(reactor: &mut Reactor, n: usize) {
     let events = many_event_fds(n);
     let registrations: Vec<_> = events
         .iter()
-        .map(|event| register_interest(event, Interest::READABLE, &reactor))
+        .map(|event| register_interest(event, Interest::READABLE, reactor))
         .collect();
-    settle(&mut reactor);
+    settle(reactor);
     for round in 0..3 {
         events.iter().for_each(signal);
-        settle(&mut reactor);
+        settle(reactor);
         assert_eq!(readable(&registrations), n, "round {round}");
         for event in &events {
             assert_eq!(rustix::io::read(event, &mut [0; 8]), Ok(8));
         }
-        settle(&mut reactor);
+        settle(reactor);
         readable(&registrations);
         // Nothing goes round in circles.
         assert_eq!(reactor.turn(ZERO).unwrap().events(), 0);
@@ -454,11 +455,63 @@ fn reports_all_of_them(mut reactor: Reactor, n: usize) {
     drop(registrations);
     let registrations: Vec<_> = events
         .iter()
-        .map(|event| register_interest(event, Interest::READABLE, &reactor))
+        .map(|event| register_interest(event, Interest::READABLE, reactor))
         .collect();
-    settle(&mut reactor);
+    settle(reactor);
     assert_eq!(readable(&registrations), n);
     drop(registrations);
+    reactor.turn(ZERO).unwrap();
+    assert!(reactor.is_idle());
+}
+
+/// Hands over this many descriptors at once, more than any queue has room for, while others have
+/// something to report.
+fn closes_all_of_them(reactor: &mut Reactor, n: usize) {
+    let watched = many_event_fds(200);
+    let watching: Vec<_> = watched
+        .iter()
+        .map(|event| register_interest(event, Interest::READABLE, reactor))
+        .collect();
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    for round in 0..2 {
+        let before = descriptors();
+        let handed_over: Vec<_> = many_event_fds(n)
+            .into_iter()
+            .map(|event| (register(&event, reactor), event))
+            .collect();
+        settle(reactor);
+        readable(&watching);
+        let (ours, theirs) = unix_pair();
+        let mut last = register(&ours, reactor);
+        settle(reactor);
+        watched.iter().for_each(signal);
+        for (mut registration, event) in handed_over {
+            signal(&event);
+            registration.deregister_and_close(event).unwrap();
+        }
+        last.deregister_and_close(ours).unwrap();
+        // A turn does so much and not more, so as not to keep those waiting who have events. But
+        // nobody has to do anything else for the rest.
+        for _ in 0..20 {
+            reactor.turn(ZERO).unwrap();
+        }
+        // But for the other end of the last one.
+        assert_eq!(descriptors(), before + 1, "round {round}");
+        assert!(at_end(&theirs), "round {round}");
+        settle(reactor);
+        assert_eq!(readable(&watching), watched.len(), "round {round}");
+        assert_eq!(reactor.metrics().registered, watched.len() as u64);
+        // What the reactor watches for its own sake has survived.
+        let handle = reactor.handle();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(5));
+                handle.wake();
+            });
+            reactor.turn(None).unwrap();
+        });
+    }
+    drop(watching);
     reactor.turn(ZERO).unwrap();
     assert!(reactor.is_idle());
 }
@@ -467,13 +520,31 @@ fn reports_all_of_them(mut reactor: Reactor, n: usize) {
 both_backends_in_child! {
     fn thousands_that_are_ready_at_once_are_all_reported(backend: Backend) {
         let n = descriptors_to_spare(12_000);
-        reports_all_of_them(reactor(backend), n);
+        reports_all_of_them(&mut reactor(backend), n);
     }
 
-    fn a_small_ring_reports_all_that_is_ready(backend: Backend) {
-        // Little enough memory that the queues come out small.
-        limit_locked_memory(64 * 1024);
-        let n = descriptors_to_spare(3_000);
-        reports_all_of_them(reactor(backend), n);
+    fn thousands_handed_over_for_closing_at_once_are_all_closed(backend: Backend) {
+        let n = descriptors_to_spare(10_500) - 500;
+        closes_all_of_them(&mut reactor(backend), n);
     }
+
+    fn in_little_memory_it_is_the_same(backend: Backend) {
+        // So little that the queues of a ring come out small.
+        limit_locked_memory(64 * 1024);
+        let mut reactor = reactor_in_little_memory(backend);
+        let n = descriptors_to_spare(3_000) - 500;
+        reports_all_of_them(&mut reactor, n);
+        closes_all_of_them(&mut reactor, n);
+    }
+}
+
+/// A reactor, as soon as there is memory. It is counted by user, and the rings of processes that
+/// have ended keep theirs for a moment.
+fn reactor_in_little_memory(backend: Backend) -> Reactor {
+    let mut reactor = None;
+    wait_until(|| {
+        reactor = Reactor::builder().backend(backend).build().ok();
+        reactor.is_some()
+    });
+    reactor.unwrap()
 }

@@ -6,6 +6,7 @@
 //! cargo bench --bench vs_epoll -- echo idle       workloads whose names contain one of these
 //! cargo bench --bench vs_epoll -- --list          the names; those of the short set have a star
 //! cargo bench --bench vs_epoll -- --smoke ...     too short to mean anything: does it work?
+//! cargo bench --bench vs_epoll -- --alone NAME    our side only, for a profiler
 //! ```
 //!
 //! A ratio is the peer's time by ours, so above 1 we are faster. Each is the median of the ratios of
@@ -54,6 +55,7 @@ fn run() -> io::Result<()> {
     let Arguments {
         full,
         smoke,
+        alone,
         list,
         filters,
     } = Arguments::parse()?;
@@ -72,10 +74,11 @@ fn run() -> io::Result<()> {
     if entries.is_empty() {
         return Err(io::Error::other("no workload has such a name; see --list"));
     }
-    let effort = match (smoke, full) {
-        (true, _) => Effort::SMOKE,
-        (false, true) => Effort::FULL,
-        (false, false) => Effort::SHORT,
+    let effort = match () {
+        () if alone => Effort::ALONE,
+        () if smoke => Effort::SMOKE,
+        () if full => Effort::FULL,
+        () => Effort::SHORT,
     };
 
     system::raise_descriptor_limit();
@@ -103,6 +106,9 @@ fn run() -> io::Result<()> {
     // SAFETY: as above.
     unsafe { libc::alarm(0) };
 
+    if alone {
+        return Ok(());
+    }
     let machine = report::machine();
     println!("after:  {machine}\n");
     print!("{}", report::table(&rows));
@@ -121,6 +127,7 @@ fn run() -> io::Result<()> {
 struct Arguments {
     full: bool,
     smoke: bool,
+    alone: bool,
     list: bool,
     filters: Vec<String>,
 }
@@ -134,10 +141,10 @@ impl Arguments {
                 "--bench" => {}
                 "--full" => arguments.full = true,
                 "--smoke" => arguments.smoke = true,
+                "--alone" => arguments.alone = true,
                 "--list" => arguments.list = true,
                 option if option.starts_with('-') => {
-                    let usage =
-                        "cargo bench --bench vs_epoll -- [--full|--smoke] [--list] [NAME]...";
+                    let usage = "cargo bench --bench vs_epoll -- [--full|--smoke|--alone] [--list] [NAME]...";
                     return Err(io::Error::other(format!("{option}? usage: {usage}")));
                 }
                 _ => arguments.filters.push(argument),

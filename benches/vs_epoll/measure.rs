@@ -18,6 +18,8 @@ pub(crate) struct Effort {
     budget: Duration,
     least_rounds: usize,
     most_rounds: usize,
+    /// Only our side takes rounds, and nothing is compared: for a profiler.
+    alone: bool,
 }
 
 impl Effort {
@@ -27,18 +29,26 @@ impl Effort {
         budget: Duration::from_millis(50),
         least_rounds: 3,
         most_rounds: 5,
+        alone: false,
     };
     pub(crate) const SHORT: Effort = Effort {
         round: Duration::from_millis(4),
-        budget: Duration::from_millis(1800),
+        budget: Duration::from_secs(3),
         least_rounds: 15,
-        most_rounds: 201,
+        most_rounds: 301,
+        alone: false,
     };
     pub(crate) const FULL: Effort = Effort {
         round: Duration::from_millis(8),
         budget: Duration::from_secs(6),
         least_rounds: 25,
-        most_rounds: 301,
+        most_rounds: 501,
+        alone: false,
+    };
+    pub(crate) const ALONE: Effort = Effort {
+        most_rounds: usize::MAX,
+        alone: true,
+        ..Effort::FULL
     };
 
     /// For a workload whose figures are not made of short rounds.
@@ -70,6 +80,9 @@ pub(crate) trait Contender: Copy {
     fn is_limit(self) -> bool;
 }
 
+/// Descriptors of a side that shares a process with one other at most.
+pub(crate) const PAIRS: u64 = u64::MAX;
+
 /// One workload and who takes part in it.
 pub(crate) struct Contest<'a, C> {
     pub(crate) workload: &'a str,
@@ -83,6 +96,10 @@ pub(crate) struct Contest<'a, C> {
 impl<C: Contender> Contest<'_, C> {
     /// Sets the sides up, as many at once as there are descriptors for, and lets them take rounds.
     pub(crate) fn run(&self, effort: &Effort, make: impl Fn(C) -> Box<dyn Side>) -> Vec<Row> {
+        if effort.alone {
+            take_rounds(vec![make(C::OURS)], effort);
+            return Vec::new();
+        }
         let at_once = crate::system::descriptors_to_spare() / self.descriptors.max(1);
         let at_once = (at_once as usize).saturating_sub(1).max(1);
         let groups = self.peers.chunks(at_once);
@@ -125,11 +142,11 @@ impl<C: Contender> Contest<'_, C> {
     }
 }
 
-/// Groups that had no room for the limit learn it from the one that had.
+/// The best limit is everybody's, whichever group it was in.
 fn share_limit(rows: &mut [Row]) {
-    let limit = rows.iter().find_map(|row| row.of_limit);
+    let limit = rows.iter().filter_map(|row| row.of_limit).reduce(f64::max);
     for row in rows {
-        row.of_limit = row.of_limit.or(limit);
+        row.of_limit = limit;
     }
 }
 

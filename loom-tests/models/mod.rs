@@ -1,5 +1,16 @@
-//! Models of the lock-free state, run by loom over the production types.
+//! Models of the lock-free state, run by loom over the production types and a fake kernel.
+//!
+//! Each file is a concern, each test a model; what must hold is in its assertions. `../MODELS.md`
+//! has the figures, `../MUTANTS.md` the proof that the models can fail.
 
 mod support;
 
+mod deregister;
+mod doorbell;
+mod endings;
+mod gone;
+mod intent;
+mod paths;
+mod registration;
+mod shared_waits;
 mod wakers;

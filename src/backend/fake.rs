@@ -1,12 +1,19 @@
 //! A kernel for the model checker: polls in a vector, and a condition variable to sleep on.
 //!
-//! It is as capricious as the real one may be. What a model does to a [`World`] happens on the
-//! model's own threads, so a completion comes whenever loom likes it to.
+//! It is as capricious as the real one may be, and worse. What a model does to a [`World`] happens
+//! on the model's own threads, so a completion comes whenever loom likes it to: events, ends that
+//! nobody asked for, last completions that are kept back, cancels that come too late, completions
+//! that come twice or after the end.
+//!
+//! It checks what it is asked for: no poll is armed twice under one token, and a descriptor that was
+//! given away is closed once ([`process::adopt`]).
+//!
+//! Its lock orders more than the real kernel promises. What must not depend on that goes through
+//! [`Memory`], which it does not order.
 
-use crate::backend::{Completion, Kernel, Standing, Tier, Token, events};
+use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events};
 use crate::shared::Shared;
-use crate::sync::{Arc, Mutex, MutexGuard};
-use loom::sync::Condvar;
+use crate::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -18,16 +25,32 @@ use std::time::Duration;
 pub(crate) struct World {
     state: Mutex<State>,
     changed: Condvar,
+    memory: std::sync::Arc<Memory>,
+    /// Set and read by the reactor's thread alone, and so none of loom's business.
+    lost: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     polls: Vec<Poll>,
     completions: VecDeque<Completion>,
+    /// Everything that was ever completed.
+    history: Vec<Completion>,
     rung: bool,
+    rings: usize,
+    /// The descriptor for other loops: it shows the bell; it shows the polls; it is readable.
+    exposed: bool,
+    nested: bool,
+    raised: bool,
     /// What is ready, by descriptor.
     ready: Vec<(RawFd, u16)>,
     closed: Vec<RawFd>,
+    /// Cancelled polls keep their last completion back, here.
+    keeps_ends: bool,
+    ending: Vec<Poll>,
+    /// That many cancels come too late for a wake-up that is under way.
+    too_late: usize,
+    unpollable: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +63,10 @@ struct Poll {
 impl World {
     fn new() -> World {
         World {
-            state: Mutex::new(State::default()),
+            state: Mutex::default(),
             changed: Condvar::new(),
+            memory: Memory::replace(),
+            lost: false.into(),
         }
     }
 
@@ -49,60 +74,208 @@ impl World {
         self.state.lock().unwrap()
     }
 
+    /// Something happens in the kernel, and whoever sleeps gets to see it.
+    fn happen<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        drop(state);
+        self.changed.notify_all();
+        result
+    }
+
     /// Something happens to a descriptor, and stays: every poll that asked for it reports.
     pub(crate) fn trigger(&self, fd: RawFd, bits: u16) {
-        let mut state = self.lock();
-        state.ready.push((fd, bits));
-        for index in 0..state.polls.len() {
-            let poll = state.polls[index];
-            if poll.fd == fd {
-                state.report(poll, bits, true);
+        self.happen(|state| {
+            state.ready.push((fd, bits));
+            for index in 0..state.polls.len() {
+                let poll = state.polls[index];
+                if poll.fd == fd {
+                    state.report(poll, bits, true);
+                }
             }
-        }
-        drop(state);
-        self.changed.notify_all();
+        });
     }
 
-    /// The polls of a descriptor end by themselves, as in an overflow.
-    pub(crate) fn end(&self, fd: RawFd) {
+    /// The cause of whatever was ready is gone: a poll that is armed from now on finds nothing.
+    pub(crate) fn calm(&self, fd: RawFd) {
+        self.happen(|state| state.ready.retain(|(ready, _)| *ready != fd));
+    }
+
+    /// The polls of a descriptor end by themselves. With `ECANCELED` as in an overflow, with another
+    /// error as the kernel's verdict, with poll bits as in an overflow while an event comes.
+    pub(crate) fn end(&self, fd: RawFd, result: i32) {
+        self.happen(|state| {
+            for poll in extract(&mut state.polls, |poll| poll.fd == fd) {
+                state.complete(Completion {
+                    token: poll.token,
+                    result,
+                    more: false,
+                });
+            }
+        });
+    }
+
+    /// From now on the last completion of a cancelled poll comes when
+    /// [`let_end`](World::let_end) says so.
+    pub(crate) fn keep_ends(&self) {
+        self.lock().keeps_ends = true;
+    }
+
+    /// The last completions that were kept back.
+    pub(crate) fn let_end(&self, fd: RawFd) {
+        self.happen(|state| {
+            for poll in extract(&mut state.ending, |poll| poll.fd == fd) {
+                state.complete(Completion::end(poll.token, libc::ECANCELED));
+            }
+        });
+    }
+
+    /// So many cancels come while the poll's wake-up is under way.
+    pub(crate) fn come_too_late(&self, cancels: usize) {
+        self.lock().too_late = cancels;
+    }
+
+    /// Everything that was ever said is said again.
+    pub(crate) fn repeat_all(&self) {
+        self.happen(|state| {
+            for completion in state.history.clone() {
+                state.completions.push_back(completion);
+            }
+        });
+    }
+
+    /// No file has a wait queue.
+    pub(crate) fn make_unpollable(&self) {
+        self.lock().unpollable = true;
+    }
+
+    /// The next turn finds that the instance serves no more: all polls are gone without a word. To
+    /// be called by whoever takes that turn.
+    pub(crate) fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends a wait, as a signal does.
+    pub(crate) fn interrupt(&self) {
+        self.happen(|state| state.rung = true);
+    }
+
+    /// Waits until the reactor's descriptor is readable, as the loop does in which it is nested.
+    pub(crate) fn wait_until_raised(&self) {
         let mut state = self.lock();
-        let (ended, rest) = mem::take(&mut state.polls)
-            .into_iter()
-            .partition::<Vec<_>, _>(|poll| poll.fd == fd);
-        state.polls = rest;
-        for poll in ended {
-            let completion = Completion::end(poll.token, libc::ECANCELED);
-            state.completions.push_back(completion);
+        while !state.raised {
+            state = self.changed.wait(state).unwrap();
         }
-        drop(state);
-        self.changed.notify_all();
     }
 
-    /// How many polls watch that descriptor.
-    pub(crate) fn armed(&self, fd: RawFd) -> usize {
-        self.lock()
-            .polls
-            .iter()
-            .filter(|poll| poll.fd == fd)
-            .count()
+    /// What the polls that watch that descriptor asked for.
+    pub(crate) fn armed(&self, fd: RawFd) -> Vec<u16> {
+        let state = self.lock();
+        let polls = state.polls.iter().filter(|poll| poll.fd == fd);
+        polls.map(|poll| poll.events).collect()
     }
 
-    /// The descriptors that were closed, in order.
+    /// How many polls there are, also those that wait for their end.
+    pub(crate) fn held(&self) -> usize {
+        let state = self.lock();
+        state.polls.len() + state.ending.len()
+    }
+
+    /// The descriptors that the kernel was asked to close.
     pub(crate) fn closed(&self) -> Vec<RawFd> {
         self.lock().closed.clone()
     }
+
+    /// How often the bell was rung.
+    pub(crate) fn rings(&self) -> usize {
+        self.lock().rings
+    }
+
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+}
+
+fn extract<T>(from: &mut Vec<T>, which: impl FnMut(&T) -> bool) -> Vec<T> {
+    let (taken, rest) = mem::take(from).into_iter().partition(which);
+    *from = rest;
+    taken
 }
 
 impl State {
+    fn complete(&mut self, completion: Completion) {
+        self.completions.push_back(completion);
+        self.history.push(completion);
+        self.raised |= self.nested;
+    }
+
     fn report(&mut self, poll: Poll, bits: u16, more: bool) {
         let bits = bits & (poll.events | events::ERR | events::HUP);
         if bits != 0 {
-            self.completions.push_back(Completion {
+            self.complete(Completion {
                 token: poll.token,
                 result: i32::from(bits),
                 more,
             });
         }
+    }
+}
+
+/// What threads tell each other behind the kernel's back. Nothing here is ordered: who must see it
+/// has to be told so by the code under test.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    written: AtomicBool,
+    let_go: AtomicBool,
+    adopted: std::sync::Mutex<Vec<Adoption>>,
+}
+
+/// A descriptor that had been given away was taken to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Adoption {
+    pub(crate) fd: RawFd,
+    /// Whoever closes it has seen what was [written](Memory::write) before.
+    pub(crate) saw_written: bool,
+    /// Whoever closes it has seen that the kernel let go of the files.
+    pub(crate) saw_let_go: bool,
+}
+
+thread_local! {
+    /// Of the execution under way: one thread of the system runs all of a model's threads.
+    static MEMORY: std::cell::RefCell<Option<std::sync::Arc<Memory>>> =
+        const { std::cell::RefCell::new(None) };
+}
+
+impl Memory {
+    /// Makes the memory of a new world, which is the one that `adopt` knows.
+    fn replace() -> std::sync::Arc<Memory> {
+        let memory = std::sync::Arc::new(Memory {
+            written: AtomicBool::new(false),
+            let_go: AtomicBool::new(false),
+            adopted: std::sync::Mutex::default(),
+        });
+        MEMORY.set(Some(std::sync::Arc::clone(&memory)));
+        memory
+    }
+
+    /// Something that happens before what the caller does next.
+    pub(crate) fn write(&self) {
+        self.written.store(true, Ordering::Relaxed);
+    }
+
+    /// True for those who were told that it was written.
+    pub(crate) fn is_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// True for those who were told that the kernel let go of all files.
+    pub(crate) fn has_let_go(&self) -> bool {
+        self.let_go.load(Ordering::Relaxed)
+    }
+
+    /// In order.
+    pub(crate) fn adopted(&self) -> Vec<Adoption> {
+        self.adopted.lock().unwrap().clone()
     }
 }
 
@@ -119,8 +292,11 @@ impl Bell {
     }
 
     pub(crate) fn ring(&self) {
-        self.world.lock().rung = true;
-        self.world.changed.notify_all();
+        self.world.happen(|state| {
+            state.rung = true;
+            state.rings += 1;
+            state.raised |= state.exposed;
+        });
     }
 
     pub(crate) fn settle_down(&self) {}
@@ -130,6 +306,7 @@ impl Bell {
     }
 }
 
+#[derive(Debug)]
 enum Request {
     Arm(Poll),
     Cancel(Token),
@@ -146,27 +323,35 @@ impl Fake {
         for request in self.requests.drain(..) {
             match request {
                 Request::Arm(poll) => {
-                    let again = state.polls.iter().any(|other| other.token == poll.token);
+                    let known = state.polls.iter().chain(&state.ending);
+                    let again = known.into_iter().any(|other| other.token == poll.token);
                     assert!(!again, "armed twice: {poll:?}");
                     state.polls.push(poll);
-                    let ready = state.ready.clone();
-                    for (_, bits) in ready.into_iter().filter(|(fd, _)| *fd == poll.fd) {
-                        state.report(poll, bits, true);
-                    }
+                    let ready = state.ready.iter().filter(|(fd, _)| *fd == poll.fd);
+                    let bits = ready.fold(0, |bits, (_, more)| bits | more);
+                    state.report(poll, bits, true);
                 }
                 Request::Cancel(token) => {
-                    let before = state.polls.len();
-                    state.polls.retain(|poll| poll.token != token);
-                    if state.polls.len() < before {
-                        let completion = Completion::end(token, libc::ECANCELED);
-                        state.completions.push_back(completion);
+                    let cancel = token.tagged(Tag::Cancel);
+                    let known = state.polls.iter().any(|poll| poll.token == token);
+                    if !known {
+                        state.complete(Completion::end(cancel, libc::ENOENT));
+                    } else if state.too_late > 0 {
+                        state.too_late -= 1;
+                        state.complete(Completion::end(cancel, libc::EALREADY));
+                    } else {
+                        let mut ended = extract(&mut state.polls, |poll| poll.token == token);
+                        if state.keeps_ends {
+                            state.ending.append(&mut ended);
+                        } else {
+                            state.complete(Completion::end(token, libc::ECANCELED));
+                        }
                     }
                 }
                 Request::Close(token, fd) => {
                     state.closed.push(fd.as_raw_fd());
-                    // It never was a descriptor.
-                    mem::forget(fd);
-                    state.completions.push_back(Completion::end(token, 0));
+                    drop(fd);
+                    state.complete(Completion::end(token, 0));
                 }
             }
         }
@@ -201,6 +386,7 @@ impl Kernel for Fake {
             state = world.changed.wait(state).unwrap();
         }
         state.rung = false;
+        state.raised = false;
         batch.extend(state.completions.drain(..));
         Ok(())
     }
@@ -208,39 +394,71 @@ impl Kernel for Fake {
     fn own(&mut self, _: Completion, _: &mut Vec<Completion>) {}
 
     fn is_pollable(&mut self, _: BorrowedFd<'_>) -> bool {
-        true
+        !self.world.lock().unpollable
     }
 
     fn standing(&self) -> Standing {
-        Standing::Ready
+        if self.world.lost.load(Ordering::Relaxed) {
+            Standing::Lost
+        } else {
+            Standing::Ready
+        }
     }
 
     fn start(&mut self) -> io::Result<()> {
         Ok(())
     }
 
-    fn salvage(&mut self, _: &mut Vec<Completion>) {}
+    fn salvage(&mut self, batch: &mut Vec<Completion>) {
+        batch.extend(self.world.lock().completions.drain(..));
+    }
 
     fn rebuild(&mut self) -> io::Result<()> {
+        self.world.lost.store(false, Ordering::Relaxed);
+        let mut state = self.world.lock();
+        state.polls.clear();
+        state.ending.clear();
+        state.completions.clear();
         Ok(())
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
-        unimplemented!("a fake kernel has no descriptor to wait for")
+        // SAFETY: nobody waits for it; a model has `World::wait_until_raised` for that.
+        unsafe { BorrowedFd::borrow_raw(0) }
+    }
+
+    fn expose(&self) -> io::Result<()> {
+        self.world.lock().exposed = true;
+        Ok(())
     }
 
     fn nest(&mut self) -> io::Result<Tier> {
+        self.expose()?;
+        self.world.lock().nested = true;
         Ok(Tier::Near)
     }
 
     fn settle(&mut self) -> io::Result<bool> {
+        let world = Arc::clone(&self.world);
+        let mut state = world.lock();
+        self.apply(&mut state);
+        // What the descriptor shows is there to be taken.
         Ok(true)
     }
 
-    fn shut_down(self: Box<Self>, _: bool) {
+    fn shut_down(mut self: Box<Self>, _: bool) {
         let mut state = self.world.lock();
         state.polls.clear();
+        state.ending.clear();
         state.completions.clear();
+        // What was not handed over any more. A descriptor in it is closed here.
+        for request in self.requests.drain(..) {
+            if let Request::Close(_, fd) = request {
+                state.closed.push(fd.as_raw_fd());
+            }
+        }
+        drop(state);
+        self.world.memory.let_go.store(true, Ordering::Relaxed);
     }
 }
 
@@ -267,7 +485,26 @@ pub(crate) mod choice {
 
 /// There is one process.
 pub(crate) mod process {
+    use super::{Adoption, MEMORY};
+    use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
     pub(crate) fn generation() -> u32 {
         0
+    }
+
+    /// Takes note, and fails if the descriptor was taken before.
+    pub(crate) unsafe fn adopt(fd: RawFd) -> OwnedFd {
+        let memory = MEMORY.with_borrow(|memory| memory.clone().expect("a world was made"));
+        let adoption = Adoption {
+            fd,
+            saw_written: memory.is_written(),
+            saw_let_go: memory.has_let_go(),
+        };
+        let mut adopted = memory.adopted.lock().unwrap();
+        let again = adopted.iter().any(|other| other.fd == fd);
+        assert!(!again, "closed twice: {fd}");
+        adopted.push(adoption);
+        // SAFETY: the caller's promise, which was just checked.
+        unsafe { OwnedFd::from_raw_fd(fd) }
     }
 }

@@ -1,7 +1,8 @@
-//! Which process and which thread this is, without a system call.
+//! Which process and which thread this is, without a system call; and the process's descriptors.
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::cell::Cell;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -55,6 +56,17 @@ pub(crate) fn generation() -> u32 {
         canary.store(1, Ordering::Release);
     }
     GENERATION.load(Ordering::Relaxed)
+}
+
+/// The descriptor of this number, which its owner has given away for good. Under the model checker
+/// this is where its fate is recorded.
+///
+/// # Safety
+///
+/// As of [`OwnedFd::from_raw_fd`].
+pub(crate) unsafe fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: the caller's promise.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// A number that no two threads of this process share, nor two at different times.

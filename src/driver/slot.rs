@@ -7,6 +7,7 @@ use crate::source::intent::Intent;
 use crate::source::word::End;
 use crate::sync::Arc;
 use std::io;
+use std::os::fd::OwnedFd;
 
 /// Shortages of the kernel's memory that a registration is carried over.
 pub(super) const PATIENCE: u8 = 8;
@@ -79,6 +80,13 @@ impl Slot {
     /// No completion is on its way.
     pub(super) fn is_quiet(&self) -> bool {
         self.main.state == State::Idle && self.urgent.state == State::Idle && self.fd != Fd::Closing
+    }
+
+    /// The descriptor, if it was handed over and is to be closed now, and the token for that.
+    pub(super) fn close(&mut self, index: u32) -> Option<(Token, OwnedFd)> {
+        let fd = self.source.take_fd()?;
+        self.fd = Fd::Closing;
+        Some((self.close_token(index), fd))
     }
 
     /// Names the closing of the descriptor. Nothing is armed any more when it is asked for, so the

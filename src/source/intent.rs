@@ -8,12 +8,19 @@
 //! | 5 | `QUEUED` | whoever pushes the source to the intake | the driver, with the same operation that reads the rest |
 //! | 6 | `ANNOUNCED` | the first push | nobody |
 //! | 7 | `ORPHANED` | whoever finds that no driver will come any more | nobody |
+//! | 8 | `TAKEN` | whoever is about to close the descriptor that was handed over | nobody |
 //!
 //! One word, so that the driver's "clear `QUEUED`, then read what is wanted" is a single step: a
 //! change that it does not see finds `QUEUED` clear and queues the source again.
 //!
 //! `CLOSE_FD` and `ORPHANED` meet here for the same reason: whoever sets the second of the two
-//! learns so from the operation's result, and that one, and only that one, closes the descriptor.
+//! learns so from the operation's result, and sees to the descriptor where the driver no longer does.
+//!
+//! There may be more than one who sees to it. A user that hands a descriptor over can be held up
+//! before its push; the driver, which looks at a source for other reasons too, closes the descriptor
+//! meanwhile, and ends; then the push fails, and its user finds a descriptor and nobody to close it.
+//! So the first to set `TAKEN` closes, and that one only. (`the_end_against_a_descriptor_*` in the
+//! models.)
 
 use crate::ready::Interest;
 
@@ -27,6 +34,7 @@ impl Intent {
     pub(crate) const QUEUED: Intent = Intent(1 << 5);
     pub(crate) const ANNOUNCED: Intent = Intent(1 << 6);
     pub(crate) const ORPHANED: Intent = Intent(1 << 7);
+    pub(crate) const TAKEN: Intent = Intent(1 << 8);
 
     pub(crate) const fn of(interest: Interest) -> Intent {
         Intent(interest.bits() as u32)
@@ -60,6 +68,7 @@ mod tests {
             Intent::QUEUED,
             Intent::ANNOUNCED,
             Intent::ORPHANED,
+            Intent::TAKEN,
         ];
         let mut union = Intent(0);
         for field in fields {

@@ -193,13 +193,11 @@ impl Published<'_> {
         let bits = bits.or(Intent::QUEUED).or(Intent::ANNOUNCED);
         let before = Intent(self.intent.fetch_or(bits.0, Ordering::AcqRel));
         if before.contains(Intent::ORPHANED) {
-            if bits.contains(Intent::CLOSE_FD) {
-                self.close_fd();
-            }
+            drop(self.take_fd());
         } else if !before.contains(Intent::QUEUED)
             && let Err(source) = self.shared.attend(Arc::clone(&self.source))
         {
-            source.orphan(false);
+            source.orphan();
         }
     }
 }

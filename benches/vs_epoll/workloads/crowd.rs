@@ -6,20 +6,20 @@
 //! - `registration/among/M/ORDER`: 64 come and 64 go between two turns. Which ones go matters to a
 //!   ring, which looks for a poll among all younger ones of its hash bucket.
 //!
-//! There are not enough descriptors for each side to have its own, so all sides of a workload watch
-//! the same ones, and each throws away what happened while others were measured. Where M is larger
-//! than the limit of descriptors, ours has several registrations on those that stay silent; epoll
-//! can only have as many as there are descriptors.
+//! There are few descriptors for that many registrations. Those that may become ready belong to one
+//! side alone. The silent rest is watched by both sides of a pair, and where that is not enough ours
+//! has several registrations on each; epoll can only have as many as there are descriptors.
 
 use super::Entry;
 use super::dispatch::collect;
-use crate::measure::{Contest, Effort, Side, timed};
+use crate::measure::{Contender, Contest, Effort, PAIRS, Side, timed};
 use crate::peers::{Peer, Want, Watcher, Workload};
 use crate::report::Row;
 use crate::system::{Dice, descriptors_to_spare, event_fds, signal};
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::thread;
 use std::time::Duration;
 
 const PEERS: [Peer; 5] = [
@@ -46,6 +46,8 @@ const COMERS: usize = 16;
 const LIFE: usize = 4;
 /// Registrations between two turns among many.
 const BATCH: usize = 64;
+/// Before a pair begins.
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug)]
 enum Leaving {
@@ -85,17 +87,17 @@ pub(super) fn entries() -> Vec<Entry> {
 
 fn sparse(name: &str, ready: usize, effort: &Effort) -> Vec<Row> {
     let workload = Sparse {
-        crowd: Crowd::new(10_000, 10_000, 0),
+        crowd: Crowd::new(10_000, 9_000, 0),
         ready,
     };
-    contest(name, ready, &SPARSE_PEERS).run(effort, |peer| peer.side(&workload))
+    run(name, ready, &SPARSE_PEERS, effort, &workload)
 }
 
 fn busy(name: &str, size: usize, effort: &Effort) -> Vec<Row> {
     let workload = Busy {
-        crowd: Crowd::new(size, 5_000, COMERS * (LIFE + 1)),
+        crowd: Crowd::new(size, 2_000, COMERS * (LIFE + 1)),
     };
-    contest(name, 1, &PEERS).run(effort, |peer| peer.side(&workload))
+    run(name, 1, &PEERS, effort, &workload)
 }
 
 fn among(name: &str, size: usize, leaving: Leaving, effort: &Effort) -> Vec<Row> {
@@ -103,58 +105,77 @@ fn among(name: &str, size: usize, leaving: Leaving, effort: &Effort) -> Vec<Row>
         crowd: Crowd::new(size, 0, BATCH),
         leaving,
     };
-    contest(name, BATCH, &PEERS).run(effort, |peer| peer.side(&workload))
+    run(name, BATCH, &PEERS, effort, &workload)
 }
 
-fn contest<'a>(name: &'a str, operations: usize, peers: &'a [Peer]) -> Contest<'a, Peer> {
-    Contest {
+fn run<L: Workload>(
+    name: &str,
+    operations: usize,
+    peers: &[Peer],
+    effort: &Effort,
+    workload: &L,
+) -> Vec<Row> {
+    let contest = Contest {
         workload: name,
         operations: operations as u32,
         peers,
-        // They are shared.
-        descriptors: 0,
-    }
+        descriptors: PAIRS,
+    };
+    contest.run(effort, |peer| {
+        if peer == Peer::OURS {
+            // The kernel may still be taking the last pair's polls down.
+            thread::sleep(PAUSE);
+        }
+        peer.side(workload)
+    })
 }
 
-/// The descriptors that all sides watch.
+/// The registrations of a side before it begins: how many, and on what.
 #[derive(Clone)]
 struct Crowd {
-    fds: Rc<Vec<OwnedFd>>,
-    /// How many registrations there are to be, if there are no limits.
+    /// How many there are to be, if there are no limits.
     size: usize,
-    /// The first so many descriptors have one registration each, and may become ready.
+    /// How many of them have a descriptor that no other side has.
     active: usize,
     /// Room for those that come before others have gone.
     spare: usize,
+    /// Descriptors of all others. Nothing ever happens to these.
+    silent: Rc<Vec<OwnedFd>>,
 }
 
 impl Crowd {
     fn new(size: usize, active: usize, spare: usize) -> Crowd {
         let limit = descriptors_to_spare() as usize;
-        let count = (size + spare).min(limit);
-        assert!(
-            count >= active + spare,
-            "the limit of descriptors is too low"
-        );
+        let wanted = size + spare - active;
+        // Two sides have active ones.
+        let silent = wanted.min(limit.saturating_sub(2 * active));
+        assert!(silent > spare, "the limit of descriptors is too low");
         Crowd {
-            fds: Rc::new(event_fds(count)),
             size,
             active,
             spare,
+            silent: Rc::new(event_fds(silent)),
         }
     }
 
-    /// Registers everybody. Returns the keys in the order of their registration, and those that are
-    /// still free.
-    fn join<W: Watcher>(&self, watcher: &mut W) -> (VecDeque<usize>, Vec<usize>) {
+    /// Registers everybody.
+    fn join<W: Watcher>(&self, watcher: &mut W) -> Members {
         let seats = if watcher.shares_descriptors() {
             self.size + self.spare
         } else {
-            self.fds.len()
+            self.active + self.silent.len()
         };
-        let members = seats - self.spare;
-        for key in 0..members {
-            watcher.add(key, self.fd(key).as_fd(), Want::Read);
+        let count = seats - self.spare;
+        let members = Members {
+            active: event_fds(self.active),
+            silent: Rc::clone(&self.silent),
+            keys: (0..count).collect(),
+            free: (count..seats).rev().collect(),
+            dice: Dice::new(),
+            chosen: Vec::new(),
+        };
+        for key in 0..count {
+            watcher.add(key, members.fd(key), Want::Read);
             if key % 1000 == 0 {
                 watcher.look();
             }
@@ -163,40 +184,61 @@ impl Crowd {
         for key in 0..self.active {
             watcher.await_again(key, Want::Read);
         }
-        ((0..members).collect(), (members..seats).rev().collect())
+        members
     }
+}
 
-    fn fd(&self, key: usize) -> &OwnedFd {
-        match self.fds.get(key) {
+/// The registrations of a side.
+struct Members {
+    active: Vec<OwnedFd>,
+    silent: Rc<Vec<OwnedFd>>,
+    /// Oldest first, at the beginning.
+    keys: VecDeque<usize>,
+    /// Keys of nobody.
+    free: Vec<usize>,
+    dice: Dice,
+    /// Keys of the descriptors that were made ready last.
+    chosen: Vec<usize>,
+}
+
+impl Members {
+    fn fd(&self, key: usize) -> BorrowedFd<'_> {
+        let fd = match self.active.get(key) {
             Some(fd) => fd,
-            // One more on a descriptor that is never signalled.
-            None => {
-                let silent = self.fds.len() - self.active;
-                &self.fds[self.active + key % silent]
-            }
-        }
+            None => &self.silent[(key - self.active.len()) % self.silent.len()],
+        };
+        fd.as_fd()
     }
 
-    /// Throws away what happened while others were measured.
-    fn forget<W: Watcher>(&self, watcher: &mut W) {
-        if watcher.look() > 0 {
-            while watcher.look() > 0 {}
-            for key in 0..self.active {
-                watcher.await_again(key, Want::Read);
-            }
-        }
-    }
-
-    /// Makes so many different descriptors ready, and returns their keys.
-    fn signal(&self, count: usize, dice: &mut Dice, chosen: &mut Vec<usize>) {
-        chosen.clear();
+    /// Makes so many different descriptors ready.
+    fn signal(&mut self, count: usize) {
+        self.chosen.clear();
         // One from each of `count` equal parts: different ones without a search.
-        let part = self.active / count;
+        let part = self.active.len() / count;
         for index in 0..count {
-            let key = index * part + dice.below(part);
-            signal(&self.fds[key]);
-            chosen.push(key);
+            let key = index * part + self.dice.below(part);
+            signal(&self.active[key]);
+            self.chosen.push(key);
         }
+    }
+
+    /// The tasks of what was ready wait again.
+    fn await_again<W: Watcher>(&self, watcher: &mut W) {
+        for &key in &self.chosen {
+            watcher.await_again(key, Want::Read);
+        }
+    }
+
+    /// Registers one more, and returns its key.
+    fn come<W: Watcher>(&mut self, watcher: &mut W) -> usize {
+        let key = self.free.pop().expect("as many go as come");
+        watcher.add(key, self.fd(key), Want::Read);
+        key
+    }
+
+    fn go<W: Watcher>(&mut self, watcher: &mut W, key: usize) {
+        watcher.remove(key, self.fd(key));
+        self.free.push(key);
     }
 }
 
@@ -207,36 +249,28 @@ struct Sparse {
 
 impl Workload for Sparse {
     fn side<W: Watcher>(&self, mut watcher: W) -> Box<dyn Side> {
-        self.crowd.join(&mut watcher);
+        let members = self.crowd.join(&mut watcher);
         Box::new(SparseSide {
             watcher,
-            crowd: self.crowd.clone(),
+            members,
             ready: self.ready,
-            dice: Dice::new(),
-            chosen: Vec::new(),
         })
     }
 }
 
 struct SparseSide<W> {
     watcher: W,
-    crowd: Crowd,
+    members: Members,
     ready: usize,
-    dice: Dice,
-    chosen: Vec<usize>,
 }
 
 impl<W: Watcher> Side for SparseSide<W> {
     fn run(&mut self, iterations: u32) -> Duration {
-        self.crowd.forget(&mut self.watcher);
         let mut total = Duration::ZERO;
         for _ in 0..iterations {
-            self.crowd
-                .signal(self.ready, &mut self.dice, &mut self.chosen);
+            self.members.signal(self.ready);
             timed(&mut total, || collect(&mut self.watcher, self.ready));
-            for &key in &self.chosen {
-                self.watcher.await_again(key, Want::Read);
-            }
+            self.members.await_again(&mut self.watcher);
         }
         total
     }
@@ -248,56 +282,45 @@ struct Busy {
 
 impl Workload for Busy {
     fn side<W: Watcher>(&self, mut watcher: W) -> Box<dyn Side> {
-        let (_, free) = self.crowd.join(&mut watcher);
+        let members = self.crowd.join(&mut watcher);
         Box::new(BusySide {
             watcher,
-            crowd: self.crowd.clone(),
+            members,
             young: VecDeque::new(),
-            free,
-            dice: Dice::new(),
-            chosen: Vec::new(),
         })
     }
 }
 
 struct BusySide<W> {
     watcher: W,
-    crowd: Crowd,
+    members: Members,
+    /// Those that came, oldest first.
     young: VecDeque<usize>,
-    free: Vec<usize>,
-    dice: Dice,
-    chosen: Vec<usize>,
 }
 
 impl<W: Watcher> BusySide<W> {
     fn turn(&mut self) {
-        collect(&mut self.watcher, EVENTS);
-        for _ in 0..COMERS {
-            let key = self.free.pop().expect("as many go as come");
-            self.watcher
-                .add(key, self.crowd.fd(key).as_fd(), Want::Read);
-            self.young.push_back(key);
-        }
-        while self.young.len() > COMERS * LIFE {
-            let Some(key) = self.young.pop_front() else {
-                break;
-            };
-            self.watcher.remove(key, self.crowd.fd(key).as_fd());
-            self.free.push(key);
+        let BusySide {
+            watcher,
+            members,
+            young,
+        } = self;
+        collect(watcher, EVENTS);
+        young.extend((0..COMERS).map(|_| members.come(watcher)));
+        let goers = young.len().saturating_sub(COMERS * LIFE);
+        for key in young.drain(..goers) {
+            members.go(watcher, key);
         }
     }
 }
 
 impl<W: Watcher> Side for BusySide<W> {
     fn run(&mut self, iterations: u32) -> Duration {
-        self.crowd.forget(&mut self.watcher);
         let mut total = Duration::ZERO;
         for _ in 0..iterations {
-            self.crowd.signal(EVENTS, &mut self.dice, &mut self.chosen);
+            self.members.signal(EVENTS);
             timed(&mut total, || self.turn());
-            for &key in &self.chosen {
-                self.watcher.await_again(key, Want::Read);
-            }
+            self.members.await_again(&mut self.watcher);
         }
         total
     }
@@ -310,62 +333,63 @@ struct Among {
 
 impl Workload for Among {
     fn side<W: Watcher>(&self, mut watcher: W) -> Box<dyn Side> {
-        let (members, free) = self.crowd.join(&mut watcher);
+        let members = self.crowd.join(&mut watcher);
         Box::new(AmongSide {
             watcher,
-            crowd: self.crowd.clone(),
-            leaving: self.leaving,
             members,
-            free,
-            dice: Dice::new(),
+            leaving: self.leaving,
         })
     }
 }
 
 struct AmongSide<W> {
     watcher: W,
-    crowd: Crowd,
+    members: Members,
     leaving: Leaving,
-    /// Oldest first, unless members leave at random.
-    members: VecDeque<usize>,
-    free: Vec<usize>,
-    dice: Dice,
 }
 
 impl<W: Watcher> AmongSide<W> {
-    fn leave(&mut self) -> usize {
-        let member = match self.leaving {
-            Leaving::Youngest => self.members.pop_back(),
-            Leaving::Oldest => self.members.pop_front(),
+    fn batch(&mut self) {
+        let AmongSide {
+            watcher,
+            members,
+            leaving,
+        } = self;
+        for _ in 0..BATCH {
+            let key = members.come(watcher);
+            members.keys.push_back(key);
+        }
+        watcher.look();
+        for _ in 0..BATCH {
+            let key = members.next_to_go(*leaving);
+            members.go(watcher, key);
+        }
+        watcher.look();
+    }
+}
+
+impl Members {
+    fn next_to_go(&mut self, leaving: Leaving) -> usize {
+        let key = match leaving {
+            Leaving::Youngest => self.keys.pop_back(),
+            Leaving::Oldest => self.keys.pop_front(),
             Leaving::Random => {
-                let index = self.dice.below(self.members.len());
-                self.members.swap_remove_back(index)
+                let index = self.dice.below(self.keys.len());
+                self.keys.swap_remove_back(index)
             }
         };
-        member.expect("there are more than go")
+        key.expect("there are more than go")
     }
 }
 
 impl<W: Watcher> Side for AmongSide<W> {
     fn run(&mut self, iterations: u32) -> Duration {
         let mut total = Duration::ZERO;
-        for _ in 0..iterations {
-            timed(&mut total, || {
-                for _ in 0..BATCH {
-                    let key = self.free.pop().expect("as many go as come");
-                    self.watcher
-                        .add(key, self.crowd.fd(key).as_fd(), Want::Read);
-                    self.members.push_back(key);
-                }
-                self.watcher.look();
-                for _ in 0..BATCH {
-                    let key = self.leave();
-                    self.watcher.remove(key, self.crowd.fd(key).as_fd());
-                    self.free.push(key);
-                }
-                self.watcher.look();
-            });
-        }
+        timed(&mut total, || {
+            for _ in 0..iterations {
+                self.batch();
+            }
+        });
         total
     }
 }

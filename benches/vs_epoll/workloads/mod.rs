@@ -17,12 +17,15 @@ mod wake;
 use crate::measure::Effort;
 use crate::report::Row;
 
+/// Told its name and what it may take.
+type Run = dyn Fn(&str, &Effort) -> Vec<Row>;
+
 /// A workload that can be asked for by name.
 pub(crate) struct Entry {
     pub(crate) name: String,
     /// Part of the short set.
     pub(crate) short: bool,
-    run: Box<dyn Fn(&str, &Effort) -> Vec<Row>>,
+    run: Box<Run>,
 }
 
 impl Entry {

@@ -1,0 +1,337 @@
+//! Any number of tasks that await one direction, as `AsyncFd` has them: guards that clear, the list
+//! of waiters, and the cell that the first of them gets.
+//!
+//! Exhaustive where two threads meet, bounded where three do.
+
+use super::support::*;
+use crate::source::word::Direction::Read;
+use crate::source::{Event, Source};
+use crate::sync::{AtomicUsize, Ordering};
+use crate::{Interest, Ready, Registration};
+use std::io;
+use std::task::{Poll, Waker};
+
+const READABLE: Interest = Interest::READABLE;
+
+/// One task of `AsyncFd::readable`: where it waits, and what came of it.
+struct Task {
+    place: Option<usize>,
+    count: std::sync::Arc<Count>,
+    waker: Waker,
+}
+
+impl Task {
+    fn new() -> Task {
+        let (count, waker) = Count::new();
+        Task {
+            place: None,
+            count,
+            waker,
+        }
+    }
+
+    fn poll(&mut self, registration: &Registration) -> Poll<io::Result<Event>> {
+        let source = registration.source().unwrap();
+        source.poll_shared(READABLE, &mut self.place, &self.waker)
+    }
+
+    /// As the drop of the future that waits.
+    fn leave(&mut self, registration: &Registration) {
+        registration.source().unwrap().leave(&mut self.place);
+    }
+}
+
+fn peek(registration: &Registration) -> Option<Event> {
+    registration.source().unwrap().peek(READABLE).unwrap()
+}
+
+/// A guard clears what it saw while a new edge comes: the new one survives.
+#[test]
+fn a_clear_against_a_new_edge() {
+    explore(Exhaustive, || {
+        let (mut reactor, _handle, world, registration) = armed(10);
+        world.trigger(10, IN);
+        assert_eq!(turn(&mut reactor), 1);
+        let registration = Arc::new(registration);
+        let event = peek(&registration).unwrap();
+        world.trigger(10, IN);
+        let guard = {
+            let registration = Arc::clone(&registration);
+            thread::spawn(move || {
+                let source = registration.source().unwrap();
+                source.clear(event, event.ready, READABLE);
+            })
+        };
+        assert_eq!(turn(&mut reactor), 1);
+        guard.join().unwrap();
+        assert!(peek(&registration).is_some());
+    });
+}
+
+/// Two guards clear, and one of them waits again, while a new edge comes.
+#[test]
+fn a_clear_and_a_new_wait_against_an_edge() {
+    explore(Preemptions(3), || {
+        let (mut reactor, _handle, world, registration) = armed(10);
+        world.trigger(10, IN);
+        assert_eq!(turn(&mut reactor), 1);
+        let registration = Arc::new(registration);
+        let event = peek(&registration).unwrap();
+        world.trigger(10, IN);
+        let tasks = [(); 2].map(|()| {
+            let registration = Arc::clone(&registration);
+            thread::spawn(move || {
+                let source = registration.source().unwrap();
+                source.clear(event, event.ready, READABLE);
+                let mut task = Task::new();
+                let ready = task.poll(&registration).is_ready();
+                (task, ready)
+            })
+        });
+        assert_eq!(turn(&mut reactor), 1);
+        // Both first: one may have been about to wake the other.
+        for (mut task, ready) in tasks.map(|thread| thread.join().unwrap()) {
+            assert!(ready || task.count.get() > 0);
+            task.leave(&registration);
+        }
+        assert!(peek(&registration).is_some());
+    });
+}
+
+/// Two tasks wait, one of them in the list at least, while the edge comes: each is answered or woken.
+#[test]
+fn two_waits_against_dispatch() {
+    explore(Preemptions(3), || {
+        let (mut reactor, _handle, world, registration) = armed(10);
+        world.trigger(10, IN);
+        waits_against(&Arc::new(registration), || {
+            assert_eq!(turn(&mut reactor), 1);
+        });
+    });
+}
+
+/// As above, and the reactor ends.
+#[test]
+fn two_waits_against_the_end() {
+    explore(Preemptions(3), || {
+        let (reactor, _handle, _world, registration) = armed(10);
+        waits_against(&Arc::new(registration), || drop(reactor));
+    });
+}
+
+fn waits_against(registration: &Arc<Registration>, news: impl FnOnce()) {
+    let tasks = [(); 2].map(|()| {
+        let registration = Arc::clone(registration);
+        thread::spawn(move || {
+            let mut task = Task::new();
+            let ready = task.poll(&registration).is_ready();
+            (task, ready)
+        })
+    });
+    news();
+    let mut tasks = tasks.map(|thread| thread.join().unwrap());
+    for (task, ready) in &mut tasks {
+        assert!(*ready || task.count.get() > 0);
+        task.leave(registration);
+    }
+}
+
+/// Two tasks that listen to both directions go to the list at once, which they both find missing.
+#[test]
+fn two_waits_make_one_list() {
+    explore(Preemptions(3), || {
+        let (mut reactor, _handle, world, registration) = armed(10);
+        world.trigger(10, IN);
+        let registration = Arc::new(registration);
+        let tasks = [(); 2].map(|()| {
+            let registration = Arc::clone(&registration);
+            thread::spawn(move || {
+                let (count, waker) = Count::new();
+                let mut place = None;
+                let source = registration.source().unwrap();
+                let both = Interest::READABLE | Interest::WRITABLE;
+                let ready = source.poll_shared(both, &mut place, &waker).is_ready();
+                (count, place, ready)
+            })
+        });
+        assert_eq!(turn(&mut reactor), 1);
+        let mut places = Vec::new();
+        for (count, mut place, ready) in tasks.map(|thread| thread.join().unwrap()) {
+            // One that was answered may have been called as well: the other's bit stood for both.
+            assert!(count.get() <= 1 && (ready || count.get() == 1));
+            assert_eq!(place.is_none(), ready);
+            places.extend(place);
+            registration.source().unwrap().leave(&mut place);
+        }
+        assert!(places.len() < 2 || places[0] != places[1]);
+    });
+}
+
+/// The cell serves another task and its edge comes just while a second one looks into the cell,
+/// which it means to leave alone: the first is woken by one of the two.
+#[test]
+fn a_wait_that_yields_against_dispatch() {
+    explore(Exhaustive, || {
+        let (mut reactor, _handle, world, registration) = armed(10);
+        let registration = Arc::new(registration);
+        let mut first = Task::new();
+        assert!(first.poll(&registration).is_pending());
+        assert!(first.place.is_none(), "it has the cell");
+        world.trigger(10, IN);
+        let second = {
+            let registration = Arc::clone(&registration);
+            thread::spawn(move || {
+                let mut task = Task::new();
+                let ready = task.poll(&registration).is_ready();
+                (task, ready)
+            })
+        };
+        assert_eq!(turn(&mut reactor), 1);
+        let (mut second, ready) = second.join().unwrap();
+        assert_eq!(first.count.get(), 1);
+        assert_eq!(second.count.get(), usize::from(!ready));
+        second.leave(&registration);
+    });
+}
+
+/// As above, with the reactor's end instead of an edge.
+#[test]
+fn a_wait_that_yields_against_the_end() {
+    explore(Preemptions(3), || {
+        let (reactor, _handle, _world, registration) = armed(10);
+        let registration = Arc::new(registration);
+        let mut first = Task::new();
+        assert!(first.poll(&registration).is_pending());
+        let second = {
+            let registration = Arc::clone(&registration);
+            thread::spawn(move || {
+                let mut task = Task::new();
+                let ready = task.poll(&registration).is_ready();
+                (task, ready)
+            })
+        };
+        drop(reactor);
+        let (mut second, ready) = second.join().unwrap();
+        assert_eq!(first.count.get(), 1);
+        assert!(ready || second.count.get() > 0);
+        second.leave(&registration);
+        let Task { count, waker, .. } = first;
+        drop(waker);
+        assert!(is_forgotten(&count));
+    });
+}
+
+/// A waiter leaves the list, or renews its place, while the list is woken: the other is woken.
+#[test]
+fn a_waiter_that_leaves_against_dispatch() {
+    explore(Exhaustive, || {
+        let (mut reactor, _handle, world, registration) = armed(10);
+        let registration = Arc::new(registration);
+        let mut tasks = [(); 3].map(|()| Task::new());
+        for task in &mut tasks {
+            assert!(task.poll(&registration).is_pending());
+        }
+        let [mut cell, mut leaving, mut staying] = tasks;
+        world.trigger(10, IN);
+        let leaver = {
+            let registration = Arc::clone(&registration);
+            thread::spawn(move || {
+                leaving.leave(&registration);
+                leaving
+            })
+        };
+        assert_eq!(turn(&mut reactor), 1);
+        let leaving = leaver.join().unwrap();
+        assert!(leaving.count.get() <= 1);
+        assert_eq!(cell.count.get(), 1);
+        assert_eq!(staying.count.get(), 1);
+        cell.leave(&registration);
+        staying.leave(&registration);
+    });
+}
+
+/// The whole loop of `AsyncFd`: two tasks await what the kernel brings one by one. As long as there
+/// is something left, nobody waits unwoken.
+#[test]
+fn two_tasks_share_what_comes() {
+    explore(Preemptions(2), || {
+        let (mut reactor, _handle, world, registration) = armed(10);
+        let registration = Arc::new(registration);
+        let data = Arc::new(AtomicUsize::new(0));
+        let kernel = {
+            let (world, data) = (Arc::clone(&world), Arc::clone(&data));
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    data.fetch_add(1, Ordering::Relaxed);
+                    world.trigger(10, IN);
+                    world.calm(10);
+                }
+            })
+        };
+        let tasks = [(); 1].map(|()| {
+            let (registration, data) = (Arc::clone(&registration), Arc::clone(&data));
+            thread::spawn(move || {
+                let mut task = Task::new();
+                let done = attempt(&mut task, &registration, &data);
+                (task, done)
+            })
+        });
+        let mut here = Task::new();
+        turn(&mut reactor);
+        let done_here = attempt(&mut here, &registration, &data);
+        turn(&mut reactor);
+        kernel.join().unwrap();
+        turn(&mut reactor);
+        let mut all = vec![(here, done_here)];
+        all.extend(tasks.map(|thread| thread.join().unwrap()));
+        let left = data.load(Ordering::Relaxed);
+        for (mut task, done) in all {
+            assert!(done || left == 0 || task.count.get() > 0, "{left} left");
+            task.leave(&registration);
+        }
+    });
+}
+
+/// What `AsyncFd::async_io` does in one poll.
+fn attempt(task: &mut Task, registration: &Registration, data: &AtomicUsize) -> bool {
+    for _ in 0..3 {
+        let Poll::Ready(event) = task.poll(registration) else {
+            return false;
+        };
+        let event = event.unwrap();
+        // A read: the kernel has its own order, and the latest value.
+        let read = data.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        if read.is_ok() {
+            return true;
+        }
+        let source: &Source = &registration.source().unwrap();
+        source.clear(event, event.ready - Ready::HUP, READABLE);
+    }
+    task.waker.wake_by_ref();
+    false
+}
+
+/// A task polls with one waker and then another while the edge comes and the cell is its own.
+#[test]
+fn a_waker_of_the_same_task_renewed_against_dispatch() {
+    explore(Exhaustive, || {
+        let (mut reactor, _handle, world, registration) = armed(10);
+        let registration = Arc::new(registration);
+        let mut task = Task::new();
+        assert!(task.poll(&registration).is_pending());
+        world.trigger(10, IN);
+        let again = {
+            let registration = Arc::clone(&registration);
+            thread::spawn(move || {
+                let ready = task.poll(&registration).is_ready();
+                assert!(task.place.is_none() || !ready);
+                (task, ready)
+            })
+        };
+        assert_eq!(turn(&mut reactor), 1);
+        let (mut task, ready) = again.join().unwrap();
+        assert!(ready || task.count.get() > 0);
+        task.leave(&registration);
+        let _ = Read;
+    });
+}

@@ -1,0 +1,105 @@
+//! No edge is lost: every one is counted, on threads that race the reactor.
+//!
+//! `URING_REACTOR_TEST_EDGES` says how many, for a run by hand.
+
+mod common;
+
+use common::descriptors::*;
+use common::*;
+use std::env;
+use std::os::fd::OwnedFd;
+use std::task::{Poll, Waker};
+use std::thread;
+use std::time::Instant;
+use uring_reactor::{Handle, Interest, Registration};
+
+const THREADS: usize = 8;
+/// Descriptors of each thread.
+const DESCRIPTORS: usize = 64;
+
+fn edges_to_count() -> usize {
+    env::var("URING_REACTOR_TEST_EDGES").map_or(100_000, |edges| edges.parse().unwrap())
+}
+
+fn registered(handle: &Handle) -> Vec<(OwnedFd, Registration)> {
+    (0..DESCRIPTORS)
+        .map(|_| {
+            let event = event_fd();
+            let registration = Registration::new();
+            let first = registration.register_interest(&event, Interest::READABLE, handle);
+            assert!(first.unwrap());
+            (event, registration)
+        })
+        .collect()
+}
+
+/// Waits, asleep, for an edge that must come.
+#[track_caller]
+fn hear(registration: &Registration, waker: &Waker) {
+    let start = Instant::now();
+    loop {
+        if let Poll::Ready(ready) = poll_read(registration, waker) {
+            assert!(ready.unwrap().is_readable());
+            return;
+        }
+        let left = BOUND.checked_sub(start.elapsed());
+        thread::park_timeout(left.expect("an edge was lost"));
+    }
+}
+
+/// Makes each descriptor ready, then waits for each: none is made ready again before it was heard.
+/// Returns how many edges that were.
+fn count(handle: &Handle, edges: usize) -> usize {
+    let current = thread::current();
+    let waker = waker_fn(move || current.unpark());
+    let descriptors = registered(handle);
+    let mut counted = 0;
+    while counted < edges {
+        for (event, _) in &descriptors {
+            signal(event);
+        }
+        for (_, registration) in &descriptors {
+            hear(registration, &waker);
+            counted += 1;
+        }
+    }
+    counted
+}
+
+fn count_on_all_threads(handle: &Handle) -> usize {
+    let edges = edges_to_count() / THREADS;
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| scope.spawn(|| count(handle, edges)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .sum()
+    })
+}
+
+fn every_edge_is_counted(backend: uring_reactor::Backend) {
+    let turning = Turning::start(reactor(backend));
+    let start = Instant::now();
+    let counted = count_on_all_threads(turning.handle());
+    let metrics = turning.handle().metrics();
+    println!("{counted} edges in {:?}, {metrics:?}", start.elapsed());
+    assert!(counted >= edges_to_count() / THREADS * THREADS);
+    assert!(metrics.events >= counted as u64);
+    let mut reactor = turning.stop();
+    settle(&mut reactor);
+    assert!(reactor.is_idle());
+}
+
+// Not under the watchdog of `both_backends!`: by hand these run for minutes.
+
+#[test]
+fn none_of_many_edges_is_lost_on_a_ring() {
+    every_edge_is_counted(uring_reactor::Backend::Uring);
+}
+
+#[test]
+fn none_of_many_edges_is_lost_under_epoll() {
+    every_edge_is_counted(uring_reactor::Backend::Epoll);
+}

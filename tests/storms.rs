@@ -1,0 +1,309 @@
+//! More at once than fits: overflown queues, re-armings by the thousand, floods of writes, an intake
+//! that fills faster than it is drained.
+
+mod common;
+
+use common::descriptors::*;
+use common::*;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use uring_reactor::{Backend, Interest, Reactor, Registration};
+
+const NOW: Option<Duration> = Some(Duration::ZERO);
+
+/// Little enough memory that the queues of a ring come out small.
+const LITTLE: u64 = 64 * 1024;
+
+fn many(reactor: &Reactor, n: usize) -> Vec<(OwnedFd, Registration)> {
+    (0..n)
+        .map(|_| {
+            let event = event_fd();
+            let registration = register_interest(&event, Interest::READABLE, reactor);
+            (event, registration)
+        })
+        .collect()
+}
+
+/// Makes a small queue overflow. What polls report is posted a few at a time, which a reactor keeps up
+/// with. But that a descriptor was closed is posted at once, and there can be any number of those in
+/// one batch, if no cancel goes before them: as for polls for urgent data, which are not on the ring.
+fn overflow(reactor: &mut Reactor, n: usize) {
+    let closing: Vec<_> = (0..n)
+        .map(|_| {
+            let event = event_fd();
+            let registration = register_interest(&event, Interest::PRIORITY, reactor);
+            (event, registration)
+        })
+        .collect();
+    reactor.turn(NOW).unwrap();
+    for (event, mut registration) in closing {
+        registration.deregister_and_close(event).unwrap();
+    }
+    reactor.turn(NOW).unwrap();
+}
+
+fn signal_all(many: &[(OwnedFd, Registration)]) {
+    for (event, _) in many {
+        signal(event);
+    }
+}
+
+/// Turns until each has reported once more.
+#[track_caller]
+fn hear_all(reactor: &mut Reactor, many: &[(OwnedFd, Registration)]) {
+    let mut heard = vec![false; many.len()];
+    turn_until(reactor, || {
+        for (heard, (_, registration)) in heard.iter_mut().zip(many) {
+            *heard |= registration.take_read_ready().unwrap().is_some();
+        }
+        heard.iter().all(|heard| *heard)
+    });
+}
+
+fn assert_overflown(reactor: &Reactor) {
+    let metrics = reactor.metrics();
+    if reactor.backend() == Backend::Uring {
+        assert!(metrics.overflows > 0, "nothing overflew: {metrics:?}");
+        assert!(metrics.rearms > 0, "no poll was ended: {metrics:?}");
+    }
+}
+
+both_backends_in_child! {
+    fn every_round_of_an_overflow_is_heard(backend: Backend) {
+        limit_locked_memory(LITTLE);
+        let n = descriptors_to_spare(2_000) / 2;
+        let mut reactor = reactor(backend);
+        let many = many(&reactor, n);
+        for _ in 0..10 {
+            overflow(&mut reactor, n);
+            signal_all(&many);
+            hear_all(&mut reactor, &many);
+        }
+        assert_overflown(&reactor);
+    }
+
+    fn what_comes_while_the_queue_is_overflown_is_heard(backend: Backend) {
+        limit_locked_memory(LITTLE);
+        let n = descriptors_to_spare(2_000) / 2;
+        let mut reactor = reactor(backend);
+        let many = many(&reactor, n);
+        for _ in 0..10 {
+            overflow(&mut reactor, n);
+            signal_all(&many);
+            // One turn may leave some of it behind; what it reported is forgotten, and comes again.
+            reactor.turn(NOW).unwrap();
+            for (_, registration) in &many {
+                registration.take_read_ready().unwrap();
+            }
+            signal_all(&many);
+            hear_all(&mut reactor, &many);
+        }
+        assert_overflown(&reactor);
+    }
+
+    fn an_overflow_does_not_take_the_doorbell_away(backend: Backend) {
+        limit_locked_memory(LITTLE);
+        let n = descriptors_to_spare(2_000) / 2;
+        let mut reactor = reactor(backend);
+        let handle = reactor.handle();
+        settle(&mut reactor);
+        let many = many(&reactor, n);
+        for _ in 0..10 {
+            overflow(&mut reactor, n);
+            signal_all(&many);
+            thread::scope(|scope| {
+                // In the middle of the rest, so that its completion may be one without room.
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        handle.wake();
+                        thread::yield_now();
+                    }
+                });
+                hear_all(&mut reactor, &many);
+            });
+            settle(&mut reactor);
+            let start = Instant::now();
+            thread::scope(|scope| {
+                scope.spawn(|| handle.wake());
+                reactor.turn(Some(BOUND)).unwrap();
+            });
+            assert!(start.elapsed() < BOUND / 2, "a wake was not heard");
+            let event = event_fd();
+            let registration = Registration::new();
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    registration.register_with(&event, &handle).unwrap();
+                    signal(&event);
+                });
+                read_ready_of(&mut reactor, &registration);
+            });
+        }
+        assert_overflown(&reactor);
+    }
+
+    fn what_ends_in_an_overflow_is_let_go(backend: Backend) {
+        limit_locked_memory(LITTLE);
+        let n = descriptors_to_spare(2_000) / 2;
+        let mut reactor = reactor(backend);
+        settle(&mut reactor);
+        let open = descriptors();
+        for _ in 0..3 {
+            let (pairs, registrations): (Vec<_>, Vec<_>) = (0..n)
+                .map(|_| {
+                    let pair = unix_pair();
+                    let registration = register(&pair.0, &reactor);
+                    (pair, registration)
+                })
+                .unzip();
+            reactor.turn(NOW).unwrap();
+            for (_, theirs) in &pairs {
+                put(theirs, b"x");
+            }
+            drop(registrations);
+            let peers: Vec<_> = pairs.into_iter().map(|(_, theirs)| theirs).collect();
+            turn_until_zero(&mut reactor, || peers.iter().all(at_end));
+            settle(&mut reactor);
+            assert!(reactor.is_idle());
+            drop(peers);
+            assert_eq!(descriptors(), open);
+        }
+    }
+
+    fn an_intake_that_is_filled_without_pause_stays_small(backend: Backend) {
+        let turning = Turning::start(reactor(backend));
+        turning.pass();
+        let over = AtomicBool::new(false);
+        let (made, before) = (AtomicU64::new(0), resident());
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let event = event_fd();
+                    while !over.load(Ordering::Relaxed) {
+                        let registration = Registration::new();
+                        registration.register_with(&event, turning.handle()).unwrap();
+                        made.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            let seconds = std::env::var("URING_REACTOR_TEST_SECONDS");
+            let seconds = seconds.map_or(1, |seconds| seconds.parse().unwrap());
+            thread::sleep(Duration::from_secs(seconds));
+            over.store(true, Ordering::Relaxed);
+        });
+        let grown = resident().saturating_sub(before) >> 20;
+        println!("{} registrations came and went, +{grown} MiB", made.into_inner());
+        assert!(grown < 256, "{grown} MiB");
+        let mut reactor = turning.stop();
+        settle(&mut reactor);
+        assert!(reactor.is_idle());
+    }
+}
+
+both_backends! {
+    fn a_storm_of_writes_on_unix_sockets_loses_no_turnaround(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let pairs: Vec<_> = (0..32).map(|_| unix_pair()).collect();
+        storm_of_writes(&mut reactor, &pairs);
+    }
+
+    fn a_storm_of_datagrams_loses_no_turnaround(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let pairs: Vec<_> = (0..32).map(|_| datagram_pair()).collect();
+        storm_of_writes(&mut reactor, &pairs);
+    }
+
+    fn a_storm_of_rearmings_ends(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let event = event_fd();
+        signal(&event);
+        // Each of these widens its interest, which ends its poll and arms another.
+        for _ in 0..20 {
+            let registrations: Vec<_> = (0..500)
+                .map(|_| register_interest(&event, Interest::READABLE, &reactor))
+                .collect();
+            reactor.turn(NOW).unwrap();
+            for registration in &registrations {
+                let _ = poll_write(registration, std::task::Waker::noop());
+            }
+            for registration in &registrations {
+                write_ready(&mut reactor, registration, uring_reactor::Ready::WRITABLE);
+            }
+            drop(registrations);
+            settle(&mut reactor);
+            assert!(reactor.is_idle());
+        }
+    }
+}
+
+/// Turns until a registration that another thread is making has reported.
+#[track_caller]
+fn read_ready_of(reactor: &mut Reactor, registration: &Registration) {
+    turn_until(
+        reactor,
+        || matches!(registration.take_read_ready(), Ok(Some(ready)) if ready.is_readable()),
+    );
+}
+
+/// Turns, without sleeping, until the condition holds.
+#[track_caller]
+fn turn_until_zero(reactor: &mut Reactor, mut condition: impl FnMut() -> bool) {
+    wait_until(|| {
+        reactor.turn(NOW).unwrap();
+        condition()
+    });
+}
+
+/// Each end is filled and emptied in turns; whoever found no room, or nothing, is told when there is.
+fn storm_of_writes<S: AsFd>(reactor: &mut Reactor, pairs: &[(S, S)]) {
+    let registrations: Vec<_> = pairs
+        .iter()
+        .map(|(ours, _)| register(ours, reactor))
+        .collect();
+    settle(reactor);
+    for _ in 0..30 {
+        for ((ours, theirs), registration) in pairs.iter().zip(&registrations) {
+            fill_bytes(ours);
+            fill_bytes(theirs);
+            registration.take_read_ready().unwrap();
+            registration.take_write_ready().unwrap();
+        }
+        settle(reactor);
+        for ((ours, theirs), registration) in pairs.iter().zip(&registrations) {
+            registration.take_read_ready().unwrap();
+            registration.take_write_ready().unwrap();
+            empty(ours);
+            empty(theirs);
+            fill_bytes(theirs);
+        }
+        for registration in &registrations {
+            read_ready(reactor, registration, uring_reactor::Ready::READABLE);
+            write_ready(reactor, registration, uring_reactor::Ready::WRITABLE);
+        }
+        for (ours, _) in pairs {
+            empty(ours);
+        }
+    }
+}
+
+/// Small pieces until there is no room.
+fn fill_bytes(io: &impl AsFd) {
+    while rustix::io::write(io, &[7; 512]).is_ok() {}
+}
+
+fn empty(io: &impl AsFd) {
+    while rustix::io::read(io, &mut [0; 4096]).is_ok_and(|n| n > 0) {}
+}
+
+fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Memory in use, in bytes.
+fn resident() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
