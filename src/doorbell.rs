@@ -96,13 +96,14 @@ impl Doorbell {
     /// The reactor is awake. True if somebody had asked for that.
     pub(crate) fn unpark(&self) -> bool {
         // A turn that does not sleep finds `RUNNING` and pays for a load, not for an exchange: nobody
-        // but this thread parks. Acquire: pairs with `wake`.
-        self.state.load(Ordering::Acquire) != RUNNING
+        // but this thread parks. Acquire, if it comes to that: pairs with `wake`.
+        self.state.load(Ordering::Relaxed) != RUNNING
             && self.state.swap(RUNNING, Ordering::Acquire) == RUNG
     }
 
     /// True if somebody asked for a turn and none has ended for it yet.
     pub(crate) fn is_rung(&self) -> bool {
-        self.state.load(Ordering::Acquire) == RUNG
+        // Relaxed: the turn that ends for it, and is about to come, acquires.
+        self.state.load(Ordering::Relaxed) == RUNG
     }
 }

@@ -90,16 +90,19 @@ impl Driver {
     ) -> io::Result<usize> {
         self.shared.counters.turns.add(1);
         self.shared.doorbell.resume();
-        let standing = self.kernel.standing();
-        let stood = standing == Standing::Ready;
-        let mut events = if stood { 0 } else { self.stand(standing)? };
-        let nested = self.shared.nested.load(Ordering::Acquire);
+        let held = self.slots.len();
+        let mut events = match self.kernel.standing() {
+            Standing::Ready => 0,
+            standing => self.stand(standing)?,
+        };
+        let nested = self.shared.nested.load(Ordering::Relaxed);
         if nested && !self.nested {
             events += self.nest()?;
         }
         // Whoever was woken for these may be this thread's next task.
         let timeout = if events > 0 { NOW } else { timeout };
-        let asleep = self.admit_until_asleep(timeout, !stood, idle);
+        let ended = self.slots.len() < held;
+        let asleep = self.admit_until_asleep(timeout, ended, idle);
         let timeout = if asleep { timeout } else { NOW };
         let waited = self.kernel.wait(timeout, &mut self.batch);
         if asleep {
@@ -187,23 +190,24 @@ impl Driver {
         Ok((events, done(self)))
     }
 
-    /// Drains the intake, and parks if there is a reason to sleep and none not to. `news` says that
-    /// something has changed in this turn already.
+    /// Drains the intake, and parks if there is a reason to sleep and none not to. `ended` says that
+    /// a registration has ended in this turn already.
     fn admit_until_asleep(
         &mut self,
         timeout: Option<Duration>,
-        mut news: bool,
+        mut ended: bool,
         idle: impl Fn() -> bool,
     ) -> bool {
         for _ in 0..LOOKS {
             for source in self.shared.intake.drain() {
-                news = true;
+                // Perhaps one that ends.
+                ended = true;
                 self.attend(source);
             }
             if timeout == NOW || !self.batch.is_empty() {
                 break;
             }
-            if news && self.is_settled() {
+            if ended && self.is_settled() {
                 // The last registration has ended in this turn, and the kernel, which watches nothing
                 // for it any more, will not say so. Whoever turns until there is none has to look.
                 break;
@@ -486,7 +490,7 @@ impl Driver {
 
     /// The descriptor that another loop may wait for.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        if !self.shared.nested.swap(true, Ordering::AcqRel) {
+        if !self.shared.nested.swap(true, Ordering::Relaxed) {
             if let Err(error) = self.kernel.expose() {
                 tracing::error!(%error, "the reactor's descriptor does not show wakes until a turn");
             }

@@ -198,7 +198,8 @@ impl Reactor {
         let mut cx = Context::from_waker(&waker);
         let pinned = Pinned::new(self.driver_mut());
         loop {
-            if task.notified.swap(false, Ordering::AcqRel)
+            // Acquire: pairs with `wake_by_ref`.
+            if task.notified.swap(false, Ordering::Acquire)
                 && let Poll::Ready(output) = future.as_mut().poll(&mut cx)
             {
                 return Ok(output);

@@ -136,9 +136,13 @@ impl Registration {
         let fd = io.as_fd().as_raw_fd();
         let source = Arc::new(Source::new(fd, interest, Arc::clone(&shared)));
         let raw = Arc::into_raw(source).cast_mut();
-        let published =
-            self.source
-                .compare_exchange(ptr::null_mut(), raw, Ordering::AcqRel, Ordering::Acquire);
+        // Release: who meets the source finds it made. The loser looks at the other's below.
+        let published = self.source.compare_exchange(
+            ptr::null_mut(),
+            raw,
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
         if published.is_err() {
             // SAFETY: from `into_raw` above, and nobody has seen it.
             drop(unsafe { Arc::from_raw(raw) });
@@ -287,7 +291,8 @@ impl Default for Registration {
 impl Drop for Registration {
     /// Deregisters.
     fn drop(&mut self) {
-        let raw = self.source.load(Ordering::Acquire);
+        // Relaxed: nobody else has us any more.
+        let raw = self.source.load(Ordering::Relaxed);
         if raw.is_null() {
             return;
         }

@@ -17,7 +17,8 @@ pub(crate) struct Shared {
     /// Living registrations: up before `register` publishes, down when the driver sees the end.
     registered: CachePadded<AtomicUsize>,
     pub(crate) bell: Bell,
-    /// Set once somebody holds the reactor's descriptor and so may sleep on it between turns.
+    /// Set once somebody holds the reactor's descriptor and so may sleep on it between turns. Relaxed:
+    /// it is set through a `&Reactor` and read in a turn, which has a `&mut`.
     pub(crate) nested: AtomicBool,
     pub(crate) counters: Counters,
 }
@@ -66,17 +67,20 @@ impl Shared {
         }
     }
 
+    // Relaxed, all three: nothing is told by the count. A registration is announced by the intake, and
+    // whoever waits for the last one to end was told of those that there are by other means.
+
     pub(crate) fn count_up(&self) {
         self.registered.fetch_add(1, Ordering::Relaxed);
     }
 
     /// True if that was the last one.
     pub(crate) fn count_down(&self) -> bool {
-        self.registered.fetch_sub(1, Ordering::Release) == 1
+        self.registered.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
     pub(crate) fn registered(&self) -> usize {
-        self.registered.load(Ordering::Acquire)
+        self.registered.load(Ordering::Relaxed)
     }
 
     pub(crate) fn metrics(&self) -> Metrics {

@@ -287,10 +287,11 @@ impl Source {
         let mut waiters = self.waiters.load(Ordering::Acquire);
         if waiters.is_null() {
             let fresh = Box::into_raw(Box::new(Waiters::new()));
+            // Whoever wins knows what is in it.
             waiters = match self.waiters.compare_exchange(
                 ptr::null_mut(),
                 fresh,
-                Ordering::AcqRel,
+                Ordering::Release,
                 Ordering::Acquire,
             ) {
                 Ok(_) => fresh,
@@ -322,6 +323,8 @@ impl Source {
 
     /// What is wanted, as of now. A later change queues the source again.
     pub(crate) fn take_intent(&self) -> Intent {
+        // Acquire: pairs with `request`. Release: what the drain did to `next` comes before what the
+        // next push does.
         Intent(self.intent.fetch_and(!Intent::QUEUED.0, Ordering::AcqRel))
     }
 
@@ -375,17 +378,18 @@ impl Source {
 
     /// No driver will look at this source again.
     pub(crate) fn orphan(&self) {
-        self.intent.fetch_or(Intent::ORPHANED.0, Ordering::AcqRel);
+        // Release: whoever closes the descriptor because of this knows that the kernel has let go.
+        self.intent.fetch_or(Intent::ORPHANED.0, Ordering::Release);
         drop(self.take_fd());
         self.finish(|word| word.with_end(End::Gone).with_released());
     }
 
     /// The descriptor that [`deregister`](Published::deregister) was given, for the first who asks.
     pub(crate) fn take_fd(&self) -> Option<OwnedFd> {
+        // What came before `CLOSE_FD`, and before `ORPHANED`, is acquired here.
         if !self.intent().contains(Intent::CLOSE_FD) {
             return None;
         }
-        // What came before `CLOSE_FD` is acquired already.
         let before = Intent(self.intent.fetch_or(Intent::TAKEN.0, Ordering::Relaxed));
         // SAFETY: `deregister` gave up the `OwnedFd` with this number when it set `CLOSE_FD`, and
         // whoever sets `TAKEN` first is the only one to come here.
@@ -458,7 +462,8 @@ fn error(end: End) -> io::Error {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        let waiters = self.waiters.load(Ordering::Acquire);
+        // Relaxed: whoever drops the source has it for itself.
+        let waiters = self.waiters.load(Ordering::Relaxed);
         if !waiters.is_null() {
             // SAFETY: made by `Box::into_raw` in `waiters`, and nobody shares the source any more.
             drop(unsafe { Box::from_raw(waiters) });

@@ -173,7 +173,7 @@ impl User {
             std::task::Poll::Pending => {
                 assert!(!called, "a waiter was called for nothing");
                 if direction == 1 || !self.interest.is_priority() {
-                    self.interest = self.interest | added;
+                    self.interest |= added;
                 }
             }
         }
@@ -246,9 +246,12 @@ impl Thing {
     }
 
     /// What every user believed of this is to be heard again.
-    fn forget(&mut self, bits: Ready) {
+    fn forget_if(&mut self, condition: bool, bits: Ready) {
+        if !condition {
+            return;
+        }
         for user in &mut self.users {
-            user.knows = user.knows - bits;
+            user.knows -= bits;
         }
     }
 
@@ -312,17 +315,18 @@ fn read_all(fd: &OwnedFd, at_most: usize) -> bool {
     false
 }
 
-/// Writes until `WouldBlock`: then true.
+/// Writes until not even the least finds room: then true.
 fn write_all(kind: Kind, fd: &OwnedFd) -> bool {
-    let chunk = [0x55; 2048];
-    let chunk: &[u8] = match kind {
-        // Adds up to the largest value.
-        Kind::EventFd => &(u64::MAX - 1).to_ne_bytes(),
-        _ => &chunk,
-    };
+    if let Kind::EventFd = kind {
+        // What it takes depends on the number that is written.
+        for shift in (0..64).rev() {
+            while rustix::io::write(fd, &(1_u64 << shift).to_ne_bytes()).is_ok() {}
+        }
+        return true;
+    }
     // UDP takes any amount.
     for _ in 0..10_000 {
-        match rustix::io::write(fd, chunk) {
+        match rustix::io::write(fd, &[0x55; 2048]) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return true,
             Err(_) => return false,
@@ -450,20 +454,17 @@ impl World {
         let (ours, theirs) = (thing.ours.as_ref(), thing.theirs.as_ref());
         match step {
             Step::Send(_) => {
-                if rustix::io::write(theirs?, &1_u64.to_ne_bytes()).is_ok() {
-                    thing.forget(Ready::READABLE);
-                }
+                let sent = rustix::io::write(theirs?, &1_u64.to_ne_bytes()).is_ok();
+                thing.forget_if(sent, Ready::READABLE);
             }
             Step::ReadSome(_) => drop(read_all(ours?, 8)),
             Step::Drain(_) => {
-                if read_all(ours?, usize::MAX) {
-                    thing.forget(Ready::READABLE);
-                }
+                let drained = read_all(ours?, usize::MAX);
+                thing.forget_if(drained, Ready::READABLE);
             }
             Step::Fill(_) => {
-                if write_all(kind, ours?) {
-                    thing.forget(Ready::WRITABLE);
-                }
+                let full = write_all(kind, ours?);
+                thing.forget_if(full, Ready::WRITABLE);
             }
             Step::PeerDrain(_) => drop(read_all(theirs?, usize::MAX)),
             Step::PeerHalfClose(_) => {
@@ -482,7 +483,7 @@ impl World {
             Step::Urgent(_) => {
                 if let Kind::Tcp = kind {
                     let _ = rustix::net::send(theirs?, b"!", rustix::net::SendFlags::OOB);
-                    thing.forget(Ready::PRIORITY);
+                    thing.forget_if(true, Ready::PRIORITY);
                 }
             }
             _ => {}

@@ -14,7 +14,11 @@
 //! Every side does the same work, and what it did is counted and checked. `ours/limit` is ours by
 //! the best bare ring, which has no state for a descriptor and no wakers: what this crate costs.
 //!
-//! The table comes last; `vs_epoll.json` and `vs_epoll.svg` are in cargo's target directory.
+//! The table comes last. The same is in cargo's target directory as `vs_epoll.json`, with the machine
+//! as `vs_epoll.md`, and as a chart in `vs_epoll.svg`.
+//!
+//! Run by anything but `cargo bench`, as by `cargo test --benches`, it only sees whether everything
+//! works, unless it is told otherwise.
 
 mod allocator;
 mod chart;
@@ -112,14 +116,15 @@ fn run() -> io::Result<()> {
     let machine = report::machine();
     println!("after:  {machine}\n");
     print!("{}", report::table(&rows));
-    let json = report::write("vs_epoll.json", &report::json(&rows))?;
-    let svg = report::write("vs_epoll.svg", &chart::svg(&rows, &machine))?;
-    println!(
-        "\n{:.0} s; {} and {}",
-        begun.elapsed().as_secs_f64(),
-        json.display(),
-        svg.display()
-    );
+    let markdown = format!("{machine}\n\n{}", report::table(&rows));
+    println!("\n{:.0} s; written:", begun.elapsed().as_secs_f64());
+    for (name, text) in [
+        ("vs_epoll.json", report::json(&rows)),
+        ("vs_epoll.md", markdown),
+        ("vs_epoll.svg", chart::svg(&rows, &machine)),
+    ] {
+        println!("  {}", report::write(name, &text)?.display());
+    }
     Ok(())
 }
 
@@ -135,10 +140,11 @@ struct Arguments {
 impl Arguments {
     fn parse() -> io::Result<Arguments> {
         let mut arguments = Arguments::default();
+        let mut benchmark = false;
         for argument in env::args().skip(1) {
             match argument.as_str() {
-                // What cargo adds.
-                "--bench" => {}
+                // `cargo bench` adds this.
+                "--bench" => benchmark = true,
                 "--full" => arguments.full = true,
                 "--smoke" => arguments.smoke = true,
                 "--alone" => arguments.alone = true,
@@ -150,6 +156,7 @@ impl Arguments {
                 _ => arguments.filters.push(argument),
             }
         }
+        arguments.smoke |= !benchmark && !arguments.full;
         Ok(arguments)
     }
 }

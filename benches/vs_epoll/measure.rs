@@ -100,7 +100,12 @@ impl<C: Contender> Contest<'_, C> {
             take_rounds(vec![make(C::OURS)], effort);
             return Vec::new();
         }
-        let at_once = crate::system::descriptors_to_spare() / self.descriptors.max(1);
+        let spare = crate::system::descriptors_to_spare();
+        if self.descriptors != PAIRS && self.descriptors * 2 > spare {
+            eprint!("left out: {spare} descriptors are not enough. ");
+            return Vec::new();
+        }
+        let at_once = spare / self.descriptors.max(1);
         let at_once = (at_once as usize).saturating_sub(1).max(1);
         let groups = self.peers.chunks(at_once);
         let effort = effort.share(groups.len());
@@ -152,20 +157,16 @@ fn share_limit(rows: &mut [Row]) {
 
 /// The times of all sides, in nanoseconds for one iteration, round by round.
 pub(crate) fn take_rounds(mut sides: Vec<Box<dyn Side>>, effort: &Effort) -> Vec<Vec<f64>> {
-    // Doubled until a round is long enough, which is the warm-up as well.
+    // Doubled until a round is long enough, which is the warm-up as well. Two runs must say so: one
+    // may have been interrupted.
     let mut iterations = 1;
-    let mut slowest;
     loop {
-        slowest = Duration::ZERO;
-        let mut total = Duration::ZERO;
-        for side in &mut sides {
-            let begun = Instant::now();
-            side.run(iterations);
-            let took = begun.elapsed();
-            slowest = slowest.max(took);
-            total += took;
-        }
-        if slowest * 2 > effort.round || total * 4 > effort.budget {
+        let begun = Instant::now();
+        let slowest = sides
+            .iter_mut()
+            .map(|side| wall_time(side, iterations).min(wall_time(side, iterations)))
+            .max();
+        if slowest.unwrap_or_default() * 2 > effort.round || begun.elapsed() * 4 > effort.budget {
             break;
         }
         iterations *= 2;
@@ -187,6 +188,12 @@ pub(crate) fn take_rounds(mut sides: Vec<Box<dyn Side>>, effort: &Effort) -> Vec
         }
     }
     rounds
+}
+
+fn wall_time(side: &mut Box<dyn Side>, iterations: u32) -> Duration {
+    let begun = Instant::now();
+    side.run(iterations);
+    begun.elapsed()
 }
 
 /// Forwards and backwards in turn, and everybody is first at some time: whoever comes first finds

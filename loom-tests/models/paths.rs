@@ -122,6 +122,28 @@ fn shutdown_on_idle_waits_for_what_was_registered_before() {
     });
 }
 
+/// A race for one registration between two reactors, one of which is to end when it is idle: the one
+/// that lost had counted it for a moment, and ends all the same.
+#[test]
+fn shutdown_on_idle_against_a_race_that_another_reactor_wins() {
+    explore(Preemptions(2), || {
+        let (winning, handle, _world) = reactor();
+        let (losing, others, _) = reactor();
+        let registration = Arc::new(Registration::new());
+        let user = {
+            let registration = Arc::clone(&registration);
+            // Whoever comes first; or it finds the reactor gone.
+            thread::spawn(move || registration.register_with(&fd(10), &others).is_ok())
+        };
+        let background = losing.background().unwrap();
+        registration.register_with(&fd(10), &handle).unwrap();
+        drop(registration);
+        background.shutdown_on_idle().wait();
+        user.join().unwrap();
+        drop(winning);
+    });
+}
+
 /// A background reactor that is dropped, against a task that polls: it is told, or woken.
 #[test]
 fn the_drop_of_a_background_against_a_poll() {

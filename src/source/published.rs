@@ -191,6 +191,7 @@ impl Published<'_> {
     /// Adds to the intent and makes the driver look, unless it is about to look anyway.
     fn request(&self, bits: Intent) {
         let bits = bits.or(Intent::QUEUED).or(Intent::ANNOUNCED);
+        // Release: the driver knows what came before. Acquire: `next` is ours when `QUEUED` was clear.
         let before = Intent(self.intent.fetch_or(bits.0, Ordering::AcqRel));
         if before.contains(Intent::ORPHANED) {
             drop(self.take_fd());
