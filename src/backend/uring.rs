@@ -75,13 +75,16 @@ struct Instance {
 
 impl Instance {
     fn new() -> io::Result<Instance> {
-        let ring = Ring::new()?;
+        Ok(Instance::of(Ring::new()?))
+    }
+
+    fn of(ring: Ring) -> Instance {
         // Without a descriptor to spare the end of this ring will go unwatched.
         let sentinel = pipe_with(PipeFlags::CLOEXEC)
             .map_err(io::Error::from)
             .and_then(|(read, write)| ring.register_file(read.as_fd()).map(|()| write))
             .ok();
-        Ok(Instance {
+        Instance {
             ring,
             sentinel,
             owner: None,
@@ -91,7 +94,7 @@ impl Instance {
             submitted: 0,
             closes: VecDeque::new(),
             broken: false,
-        })
+        }
     }
 
     /// Queues an entry, which refers to nothing but descriptors.
@@ -469,8 +472,21 @@ impl Kernel for Uring {
             graves.extend(instance.sentinel.take());
         }
         drop(instance);
+        if graves.is_empty() {
+            return;
+        }
         let deadline = Instant::now() + LONGEST_END;
-        if !graves.iter().all(|sentinel| is_gone(sentinel, deadline)) {
+        let mut gone = graves.iter().all(|sentinel| is_gone(sentinel, deadline));
+        // The kernel releases the files of a ring one after the other (`delayed_fput`), and the
+        // sentinel need not be the last of its batch. When another ring's has come through the same
+        // queue, that batch is done.
+        if let Ok(ring) = Ring::smallest() {
+            let mut follower = Instance::of(ring);
+            let sentinel = follower.sentinel.take();
+            drop(follower);
+            gone &= sentinel.is_none_or(|sentinel| is_gone(&sentinel, deadline));
+        }
+        if !gone {
             tracing::warn!("the kernel has not taken an io_uring down in {LONGEST_END:?}");
         }
     }
