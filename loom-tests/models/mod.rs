@@ -1,7 +1,7 @@
 //! Models of the lock-free state, run by loom over the production types and a fake kernel.
 //!
 //! Each file is a concern, each test a model; what must hold is in its assertions. `../MODELS.md`
-//! has the figures, `../MUTANTS.md` the proof that the models can fail.
+//! has the figures.
 
 mod support;
 
