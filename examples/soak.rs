@@ -597,12 +597,10 @@ fn descriptors() -> io::Result<usize> {
 
 /// Resident memory, in bytes.
 fn memory() -> u64 {
-    let status = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = status
-        .split(' ')
-        .nth(1)
-        .and_then(|pages| pages.parse().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = resident.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok());
+    kibibytes.unwrap_or(0_u64) << 10
 }
 
 /// Ends the process if nothing moves any more, and tells how much memory there was early on.

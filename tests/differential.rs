@@ -421,8 +421,12 @@ impl World {
                 self.open(kind);
             }
             Step::CloseTooEarly(which) => {
-                // The number has to be armed while it is the right one.
+                // The number has to be armed while it is the right one, also where an interest was
+                // widened: that takes the end of one poll and the arming of another.
                 self.settle();
+                for _ in 0..4 {
+                    self.reactor.turn(Some(Duration::ZERO)).unwrap();
+                }
                 if let Some(thing) = self.thing(which) {
                     thing.ours = None;
                     thing.users.iter_mut().for_each(|user| user.astray = true);

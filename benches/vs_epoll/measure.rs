@@ -33,7 +33,7 @@ impl Effort {
     };
     pub(crate) const SHORT: Effort = Effort {
         round: Duration::from_millis(4),
-        budget: Duration::from_secs(3),
+        budget: Duration::from_millis(2500),
         least_rounds: 15,
         most_rounds: 301,
         alone: false,
@@ -51,10 +51,12 @@ impl Effort {
         ..Effort::FULL
     };
 
-    /// For a workload whose figures are not made of short rounds.
-    pub(crate) fn rounds_of(&self, round: Duration) -> usize {
-        let affordable = self.budget.as_secs_f64() / round.as_secs_f64();
-        (affordable as usize).clamp(self.least_rounds, self.most_rounds)
+    /// Whether so many rounds, in that time, will do.
+    pub(crate) fn is_enough(&self, rounds: usize, spent: Duration) -> bool {
+        rounds >= self.most_rounds
+            || rounds >= self.least_rounds && spent >= self.budget
+            // On a machine that has much else to do, nothing is gained by insisting.
+            || rounds >= 3 && spent >= 4 * self.budget
     }
 
     fn share(self, parts: usize) -> Effort {
@@ -174,9 +176,7 @@ pub(crate) fn take_rounds(mut sides: Vec<Box<dyn Side>>, effort: &Effort) -> Vec
 
     let begun = Instant::now();
     let mut rounds: Vec<Vec<f64>> = Vec::new();
-    while rounds.len() < effort.least_rounds
-        || rounds.len() < effort.most_rounds && begun.elapsed() < effort.budget
-    {
+    while !effort.is_enough(rounds.len(), begun.elapsed()) {
         let mut times = vec![0.0; sides.len()];
         for index in order(rounds.len(), sides.len()) {
             let time = sides[index].run(iterations);

@@ -23,7 +23,9 @@ static CANARY: OnceLock<Option<Canary>> = OnceLock::new();
 fn canary() -> Option<&'static AtomicU32> {
     CANARY
         .get_or_init(|| {
-            let length = rustix::param::page_size();
+            // Both calls round it up to a page. To ask for the size of one reads the auxiliary vector,
+            // of which valgrind shows a program an incomplete one.
+            let length = size_of::<AtomicU32>();
             let flags = MapFlags::PRIVATE;
             // SAFETY: a fresh anonymous mapping at an address of the kernel's choice, of which
             // nothing else knows; it is never unmapped.

@@ -10,7 +10,7 @@
 
 use super::Entry;
 use crate::allocator;
-use crate::measure::{Contender, Effort, Side, Spread, median};
+use crate::measure::{Contender, Side, Spread, median};
 use crate::peers::{Peer, Want, Watcher, Workload};
 use crate::report::{Row, Unit};
 use crate::runtimes::Runtime;
@@ -32,9 +32,7 @@ pub(super) fn entries() -> Vec<Entry> {
     });
     let kernel = sizes.map(|size| {
         let name = format!("memory/{size}/kernel");
-        Entry::new(name, size == 10_000, move |name, effort| {
-            kernel(name, size, effort)
-        })
+        Entry::new(name, size == 10_000, move |name, _| kernel(name, size))
     });
     heap.into_iter().chain(kernel).collect()
 }
@@ -120,7 +118,7 @@ fn async_io(fds: &[OwnedFd]) -> f64 {
     )
 }
 
-fn kernel(name: &str, size: usize, effort: &Effort) -> Vec<Row> {
+fn kernel(name: &str, size: usize) -> Vec<Row> {
     const PEERS: [Peer; 2] = [Peer::Epoll, Peer::Ring];
     let workload = Registered {
         size,
@@ -133,8 +131,7 @@ fn kernel(name: &str, size: usize, effort: &Effort) -> Vec<Row> {
         alive.push(peer.side(&workload));
         workload.bytes.get()
     };
-    let samples = SAMPLES.min(effort.rounds_of(Duration::from_millis(100)));
-    let rounds: Vec<(f64, [f64; 2])> = (0..samples)
+    let rounds: Vec<(f64, [f64; 2])> = (0..SAMPLES)
         .map(|_| (sample(Peer::OURS), PEERS.map(&mut sample)))
         .collect();
     let rows = PEERS.iter().enumerate().map(|(index, peer)| {

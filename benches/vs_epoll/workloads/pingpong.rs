@@ -1,7 +1,7 @@
 //! One client that sends 64 bytes and waits for them: how long that takes, by percentile.
 //!
 //! Both threads sleep in between, so most of this is the kernel waking them. Rows are percentiles:
-//! `ours` and `peer's` of all samples, the ratio and its spread of blocks of a thousand.
+//! `ours` and `peer's` of all samples, the ratio and its spread of blocks of five hundred.
 
 use super::Entry;
 use super::echo::request;
@@ -22,7 +22,7 @@ const PEERS: [Peer; 5] = [
     Peer::Ring,
     Peer::OursOnEpoll,
 ];
-const BLOCK: u32 = 1000;
+const BLOCK: u32 = 500;
 const PERCENTILES: [(&str, f64); 4] =
     [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9)];
 
@@ -39,19 +39,20 @@ fn run(name: &str, effort: &Effort) -> Vec<Row> {
         .map(|(peer, game)| peer.side(game))
         .collect();
 
-    // The first block is the warm-up, and tells how long one takes.
-    let begun = Instant::now();
+    // The first block is the warm-up.
     for side in &mut sides {
         side.run(BLOCK);
     }
-    let rounds = effort.rounds_of(begun.elapsed());
     for game in &games {
         game.samples.borrow_mut().clear();
     }
-    for round in 0..rounds {
-        for index in order(round, sides.len()) {
+    let begun = Instant::now();
+    let mut rounds = 0;
+    while !effort.is_enough(rounds, begun.elapsed()) {
+        for index in order(rounds, sides.len()) {
             sides[index].run(BLOCK);
         }
+        rounds += 1;
     }
 
     let rows = PERCENTILES.iter().flat_map(|&(suffix, percent)| {

@@ -13,7 +13,7 @@ use crate::report::{Row, Unit};
 use crate::server::{Load, Server, Style};
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PEERS: [Peer; 4] = [Peer::Epoll, Peer::Mio, Peer::Ring, Peer::OursOnEpoll];
 const ROUNDS: usize = 11;
@@ -50,10 +50,11 @@ fn run(name: &str, kind: Kind, effort: &Effort) -> Vec<Row> {
         side.run(ITERATIONS);
         calls.get()
     };
-    let rounds = ROUNDS.min(effort.rounds_of(Duration::from_millis(20)));
-    let counted: Vec<Vec<f64>> = (0..rounds)
-        .map(|_| sides.iter_mut().map(&mut count).collect())
-        .collect();
+    let begun = Instant::now();
+    let mut counted: Vec<Vec<f64>> = Vec::new();
+    while counted.len() < ROUNDS && !effort.is_enough(counted.len(), begun.elapsed()) {
+        counted.push(sides.iter_mut().map(&mut count).collect());
+    }
     let rows = contenders.iter().enumerate().skip(1).map(|(index, peer)| {
         let ratios = counted.iter().map(|calls| calls[index] / calls[0]);
         Row {
