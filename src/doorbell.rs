@@ -10,7 +10,12 @@
 //! reactor looks whether there are sources and goes to sleep. If both looked before the other had
 //! written, the source would lie there until something else happens. So both write first and look
 //! second, with a sequentially consistent fence between: at least one of them sees the other.
-//! (`push_against_park` in the loom models is this story, and fails without either fence.)
+//! (`push_against_park` in `loom-tests/` is this story, and fails without either fence.)
+//!
+//! A wake needs no fence, because both sides exchange the state itself, and the second of two
+//! exchanges sees the first. Exchanges also pass on what came before others of their kind, so that a
+//! turn that ends for one of two wakes and has seen both has seen what led to both.
+//! (`wake_against_park`, `two_wakes_against_park`, `a_push_and_a_wake_against_park`)
 
 use crate::sync::{AtomicU32, Ordering, fence};
 

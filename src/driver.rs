@@ -284,6 +284,7 @@ impl Driver {
             } else {
                 slot.tier
             };
+            let armed_in = slot.armed_in(tag);
             let other_idle = tag == Tag::Main && slot.urgent.state != State::Armed;
             let misplaced = tag == Tag::Main && slot.misplaced;
             let watch = slot.watch(tag);
@@ -306,7 +307,7 @@ impl Driver {
                     } else {
                         None
                     };
-                    self.kernel.cancel(token, fd, close);
+                    self.kernel.cancel(token, fd, armed_in, close);
                 }
                 State::Idle | State::Armed | State::Cancelling => {}
             }
@@ -447,7 +448,7 @@ impl Driver {
             for tag in [Tag::Main, Tag::Urgent] {
                 let watch = slot.watch(tag);
                 if watch.state == State::Cancelling && watch.generation == token.generation() {
-                    self.kernel.cancel(token.tagged(tag), fd, None);
+                    self.kernel.cancel(token.tagged(tag), fd, Tier::Near, None);
                 }
             }
         }
@@ -553,19 +554,20 @@ impl Driver {
         let mut cancelled = Vec::new();
         for (index, slot) in &mut self.slots {
             for tag in [Tag::Main, Tag::Urgent] {
+                let tier = slot.armed_in(tag);
                 let watch = slot.watch(tag);
                 if watch.state == State::Armed {
                     watch.state = State::Cancelling;
                     let token = Token::new(tag, index as u32, watch.generation);
-                    cancelled.push((token, slot.source.fd()));
+                    cancelled.push((token, slot.source.fd(), tier));
                 }
             }
             // Nothing is armed again from here on.
             slot.failed = true;
         }
         // The youngest first is the cheap order: a cancel walks past all younger polls.
-        for (token, fd) in cancelled.into_iter().rev() {
-            self.kernel.cancel(token, fd, None);
+        for (token, fd, tier) in cancelled.into_iter().rev() {
+            self.kernel.cancel(token, fd, tier, None);
         }
         self.dispatch_until(|driver| driver.slots.iter().all(|(_, slot)| slot.is_quiet()))
             .is_ok_and(|(_, done)| done)

@@ -6,7 +6,17 @@
 //! The list is a stack that is emptied whole. Nothing is ever unlinked from its middle, so the
 //! classic trouble of such stacks (a node that is popped, freed and pushed again between another
 //! thread's look and its exchange) cannot come up: a push compares the head only to know what to
-//! link to, and the only removal swaps the whole list away.
+//! link to, and the only removal swaps the whole list away. (`two_pushes_against_drain`)
+//!
+//! A source that was drained may be pushed again at once, while the driver walks on through what it
+//! drained with it. So its link is read before its `QUEUED` bit is cleared; and clearing the bit
+//! releases what the drain wrote to the link, which whoever sets it next acquires. Without that the
+//! next push's link could lie before the last drain's in the order of writes, and the next drain
+//! follow the older of the two. (`a_second_push_against_the_drain_of_the_first`)
+//!
+//! A push may meet the end of the reactor. It is drained with the rest, or finds the list closed and
+//! is given back, and then knows what the reactor did before that: no file is held any more.
+//! (`a_push_against_close`, `the_end_against_register`)
 
 use crate::source::Source;
 use crate::sync::{Arc, AtomicPtr, Ordering, fence};

@@ -1,4 +1,15 @@
 //! [`Registration`]: the association of a descriptor with a reactor.
+//!
+//! # Any number of `register` calls at once
+//!
+//! Each makes a source of its own and tries to publish it in the one pointer that there is. One
+//! succeeds; the others free theirs, which nobody has seen. The winner may be held up right then,
+//! before it has announced its source to the reactor. So whoever finds a source published, a late or
+//! losing `register` or a poll, announces it unless that was done: by the time any of these returns,
+//! somebody has set the bit that says so, and is on the way to the intake. It counts before it is
+//! published, so that nobody sees a registration on a reactor that calls itself idle.
+//! (`two_registers`, `three_registers`, `two_registers_and_a_poll`,
+//! `two_registers_and_a_sleeping_reactor` in `loom-tests/`)
 
 use crate::error::Error;
 use crate::handle::Handle;

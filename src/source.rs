@@ -6,7 +6,7 @@
 //!    a time. Its bits are explained in [`word`].
 //! 2. `cells[direction]` is touched only by whoever set `BUSY(direction)` in `word`. Nobody waits
 //!    for that bit, and no user code runs while it is set: wakers are cloned before and called or
-//!    dropped after.
+//!    dropped after. A cell that is not busy holds a waker if and only if `WAITS` is set.
 //! 3. `intent` (what the user wants) is changed by anybody; the driver acts on it. See [`intent`].
 //! 4. `next` belongs to whoever set `QUEUED` in `intent`, and from the push to the drain to the
 //!    intake.
@@ -15,17 +15,36 @@
 //!
 //! # The races, and why they are harmless
 //!
+//! In brackets the models of `loom-tests/` that play them.
+//!
 //! *An edge comes while a task is leaving its waker.* The task sets `BUSY`, stores the waker and
 //! clears `BUSY` with an exchange that fails if the word has changed. A dispatch that meets `BUSY`
 //! only sets its bits; the exchange fails, the task sees them and returns `Ready`. A dispatch that
 //! comes after the exchange sees `WAITS` and calls the waker. There is no third order.
+//! (`dispatch_against_two_directions`, `two_edges_against_a_poll`)
 //!
 //! *Two tasks poll one direction.* The second meets `BUSY` and has itself called again, or takes
 //! the cell over and calls the task whose waker it replaces. Nobody is forgotten.
+//! (`two_polls_of_one_direction_against_dispatch`, `a_replaced_waker_against_dispatch`)
+//!
+//! *A task means to leave the cell to another, and an edge comes while it looks.* The dispatch meets
+//! `BUSY` and leaves the cell's task to whoever set it. That one, before it gives the cell back, sees
+//! the edge and calls. (`a_wait_that_yields_against_dispatch`, `a_wait_that_yields_against_the_end`)
 //!
 //! *Deregistration meets a dispatch.* Both take wakers only after they have claimed the cell with
 //! the same exchange that publishes their news, so a waker is called by exactly one of them. A
-//! dispatch that starts after the end is in the word does nothing.
+//! dispatch that starts after the end is in the word does nothing. (`deregister_against_dispatch`)
+//!
+//! *The end comes while a task is leaving its waker.* Whoever brings the end finds the cell busy and
+//! passes it by. The task finds the end when it gives the cell back, and takes its waker out again:
+//! one that stayed would keep the task alive, and with it, as like as not, the registration that it
+//! owns. (`the_end_against_two_directions`)
+//!
+//! *A guard clears what it saw while a new edge comes.* The tick tells the two apart, so the new one
+//! stays. (`a_clear_against_a_new_edge`, `a_clear_and_a_new_wait_against_an_edge`)
+//!
+//! *A task is answered by a load alone.* That load acquires too: whoever is told of an edge sees what
+//! led to it, and whoever is told of the end, what came before it. (`what_led_to_an_edge_is_seen_by_*`)
 
 pub(crate) mod intent;
 mod published;

@@ -103,3 +103,87 @@ fn none_of_many_edges_is_lost_on_a_ring() {
 fn none_of_many_edges_is_lost_under_epoll() {
     every_edge_is_counted(uring_reactor::Backend::Epoll);
 }
+
+/// As in `common`, but in no company: the numbers of descriptors matter here.
+mod numbers {
+    use super::*;
+    use std::os::fd::{AsFd, AsRawFd};
+    use uring_reactor::{Backend, Reactor, Ready};
+
+    /// With every poll in an epoll instance, on either backend.
+    fn nested(backend: Backend) -> Reactor {
+        let mut reactor = reactor(backend);
+        reactor.as_fd();
+        settle(&mut reactor);
+        reactor
+    }
+
+    both_backends_in_child! {
+        fn a_descriptor_closed_too_early_takes_no_other_s_edges_along(backend: Backend) {
+            let mut reactor = nested(backend);
+            let astray = event_fd();
+            let number = astray.as_raw_fd();
+            let registration = register_interest(&astray, Interest::READABLE, &reactor);
+            settle(&mut reactor);
+            let event = event_fd();
+            let first = register_interest(&event, Interest::READABLE, &reactor);
+            settle(&mut reactor);
+            drop(astray);
+            // The second registration of a descriptor is entered through a duplicate, and that has
+            // the lowest number there is.
+            let second = register_interest(&event, Interest::READABLE, &reactor);
+            settle(&mut reactor);
+            assert!(event_fd().as_raw_fd() > number, "the number is not in use");
+            drop(registration);
+            settle(&mut reactor);
+            signal(&event);
+            read_ready(&mut reactor, &second, Ready::READABLE);
+            read_ready(&mut reactor, &first, Ready::READABLE);
+            drop((first, second));
+            settle(&mut reactor);
+            assert!(reactor.is_idle());
+        }
+
+        fn a_registration_whose_number_was_taken_over_ends(backend: Backend) {
+            let mut reactor = nested(backend);
+            let open = std::fs::read_dir("/proc/self/fd").unwrap().count();
+            let astray = event_fd();
+            let number = astray.as_raw_fd();
+            let mut registration = register_interest(&astray, Interest::READABLE, &reactor);
+            settle(&mut reactor);
+            drop(astray);
+            let event = event_fd();
+            assert_eq!(event.as_raw_fd(), number);
+            let other = register_interest(&event, Interest::READABLE, &reactor);
+            settle(&mut reactor);
+            registration.deregister(&event).unwrap();
+            settle(&mut reactor);
+            signal(&event);
+            read_ready(&mut reactor, &other, Ready::READABLE);
+            drop(other);
+            settle(&mut reactor);
+            // A slot that waits for its end would keep what it hands over from being closed.
+            drop((registration, event));
+            settle(&mut reactor);
+            assert!(reactor.is_idle());
+            assert_eq!(std::fs::read_dir("/proc/self/fd").unwrap().count(), open);
+        }
+
+        fn what_is_handed_over_under_a_number_that_was_taken_over_is_closed(backend: Backend) {
+            let mut reactor = nested(backend);
+            let astray = event_fd();
+            let mut registration = register_interest(&astray, Interest::READABLE, &reactor);
+            settle(&mut reactor);
+            drop(astray);
+            let (reader, writer) = pipe_pair();
+            let other = register_interest(&reader, Interest::READABLE, &reactor);
+            settle(&mut reactor);
+            drop(other);
+            settle(&mut reactor);
+            // The number is right, so this is taken for its descriptor.
+            registration.deregister_and_close(reader).unwrap();
+            settle(&mut reactor);
+            assert_eq!(rustix::io::write(&writer, b"x"), Err(rustix::io::Errno::PIPE));
+        }
+    }
+}

@@ -6,6 +6,7 @@
 //! 90th percentile tell how far it can be trusted.
 
 use crate::report::{Row, Unit};
+use crate::system::descriptors_to_spare;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -102,12 +103,10 @@ impl<C: Contender> Contest<'_, C> {
             take_rounds(vec![make(C::OURS)], effort);
             return Vec::new();
         }
-        let spare = crate::system::descriptors_to_spare();
-        if self.descriptors != PAIRS && self.descriptors * 2 > spare {
-            eprint!("left out: {spare} descriptors are not enough. ");
+        if self.descriptors != PAIRS && !has_room(2 * self.descriptors) {
             return Vec::new();
         }
-        let at_once = spare / self.descriptors.max(1);
+        let at_once = descriptors_to_spare() / self.descriptors.max(1);
         let at_once = (at_once as usize).saturating_sub(1).max(1);
         let groups = self.peers.chunks(at_once);
         let effort = effort.share(groups.len());
@@ -147,6 +146,15 @@ impl<C: Contender> Contest<'_, C> {
             })
             .collect()
     }
+}
+
+/// Whether there can be so many more descriptors; says so if not.
+pub(crate) fn has_room(descriptors: u64) -> bool {
+    let enough = descriptors <= descriptors_to_spare();
+    if !enough {
+        eprint!("left out: there are not enough descriptors. ");
+    }
+    enough
 }
 
 /// The best limit is everybody's, whichever group it was in.

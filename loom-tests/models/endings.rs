@@ -3,6 +3,7 @@
 //! Bounded: the kernel, a user and the reactor.
 
 use super::support::*;
+use crate::backend::Standing;
 use crate::source::word::Direction::Read;
 use std::sync::Arc as StdArc;
 
@@ -169,9 +170,8 @@ fn a_file_that_cannot_be_polled_against_a_poll() {
 
 /// The ring is replaced under an edge and a drop: what is still wanted is armed anew, and an edge
 /// that came before, during or after is reported.
-#[test]
-fn a_lost_ring_against_an_edge_and_a_drop() {
-    explore(Preemptions(3), || {
+fn replaced_ring(standing: Standing) {
+    explore(Preemptions(3), move || {
         let (mut reactor, handle, world, registration) = armed(10);
         let other = registered(&handle, 11);
         turn(&mut reactor);
@@ -180,7 +180,7 @@ fn a_lost_ring_against_an_edge_and_a_drop() {
             thread::spawn(move || world.trigger(10, IN))
         };
         let user = thread::spawn(move || drop(other));
-        world.lose();
+        world.lose(standing);
         turn(&mut reactor);
         kernel.join().unwrap();
         user.join().unwrap();
@@ -190,6 +190,17 @@ fn a_lost_ring_against_an_edge_and_a_drop() {
         assert_eq!(world.held(), 1);
         assert_eq!(reactor.metrics().registered, 1);
     });
+}
+
+#[test]
+fn a_lost_ring_against_an_edge_and_a_drop() {
+    replaced_ring(Standing::Lost);
+}
+
+/// As in a child process, where even what the ring had to say already is the parent's.
+#[test]
+fn an_inherited_ring_against_an_edge_and_a_drop() {
+    replaced_ring(Standing::Inherited);
 }
 
 /// The ring is lost with the last completion of the last registration: a reactor that turns until it
@@ -202,7 +213,7 @@ fn a_lost_ring_against_the_last_drop() {
         let user = thread::spawn(move || drop(registration));
         turn(&mut reactor);
         user.join().unwrap();
-        world.lose();
+        world.lose(Standing::Lost);
         while !reactor.driver_mut().is_settled() {
             reactor.turn(None).unwrap();
         }

@@ -10,7 +10,7 @@
 //! the file is closed. So the number of a poll may come to name another file, with an entry of its
 //! own, before the poll is cancelled: `owners` remembers which poll added the living entry of a
 //! number, and only that one removes it. A second poll on the same descriptor, which epoll answers
-//! with `EEXIST`, is entered through a duplicate.
+//! with `EEXIST`, is entered through a duplicate, whose number may be one that was closed too early.
 
 use crate::backend::bell;
 use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events, process};
@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// Events taken with one call.
@@ -60,18 +60,36 @@ impl Entries {
             Err(Errno::EXIST) => {
                 let duplicate = rustix::io::fcntl_dupfd_cloexec(source, 0)?;
                 self.enter(token, duplicate.as_fd(), events)?;
+                self.own(duplicate.as_raw_fd(), token);
                 self.duplicates.insert(token, duplicate);
             }
             result => {
                 result?;
-                let index = fd as usize;
-                if self.owners.len() <= index {
-                    self.owners.resize(index + 1, 0);
-                }
-                self.owners[index] = token.0;
+                self.own(fd, token);
             }
         }
         Ok(())
+    }
+
+    /// The entry of that number is that poll's. Another's, if there was one, went with its file.
+    fn own(&mut self, fd: RawFd, token: Token) {
+        let index = fd as usize;
+        if self.owners.len() <= index {
+            self.owners.resize(index + 1, 0);
+        }
+        self.owners[index] = token.0;
+    }
+
+    /// True if the entry of that number was that poll's, which it is no more.
+    fn disown(&mut self, fd: RawFd, token: Token) -> bool {
+        let owner = self.owners.get_mut(fd as usize);
+        owner.is_some_and(|owner| {
+            let owned = *owner == token.0;
+            if owned {
+                *owner = 0;
+            }
+            owned
+        })
     }
 
     /// Adds the entry of something that is not a registration's. Twice is once.
@@ -87,23 +105,17 @@ impl Entries {
         epoll::add(&self.epoll, fd, EventData::new_u64(token.0), flags)
     }
 
-    /// Removes the entry of that poll. False if it never had one, or has lost it.
-    pub(crate) fn remove(&mut self, token: Token, fd: RawFd) -> bool {
-        if let Some(duplicate) = self.duplicates.remove(&token) {
-            // Closing a duplicate removes nothing: its file has other descriptors.
-            let _ = epoll::delete(&self.epoll, duplicate);
-            true
-        } else if let Some(owner) = self.owners.get_mut(fd as usize)
-            && *owner == token.0
-        {
-            *owner = 0;
+    /// Removes the entry of that poll, if it has one.
+    pub(crate) fn remove(&mut self, token: Token, fd: RawFd) {
+        if self.disown(fd, token) {
             // SAFETY: as in `add`. If the user closed the descriptor the entry went with it, and
             // this call removes nothing: whoever entered the number anew would own it.
             let source = unsafe { BorrowedFd::borrow_raw(fd) };
             let _ = epoll::delete(&self.epoll, source);
-            true
-        } else {
-            false
+        } else if let Some(duplicate) = self.duplicates.remove(&token) {
+            self.disown(duplicate.as_raw_fd(), token);
+            // Closing a duplicate removes nothing: its file has other descriptors.
+            let _ = epoll::delete(&self.epoll, duplicate);
         }
     }
 
@@ -132,9 +144,6 @@ impl Entries {
 
     /// Removes every poll's entry.
     pub(crate) fn clear(&mut self) {
-        for (_, duplicate) in self.duplicates.drain() {
-            let _ = epoll::delete(&self.epoll, duplicate);
-        }
         for (fd, owner) in self.owners.iter_mut().enumerate() {
             if std::mem::take(owner) != 0 {
                 // SAFETY: as in `remove`.
@@ -142,6 +151,7 @@ impl Entries {
                 let _ = epoll::delete(&self.epoll, source);
             }
         }
+        self.duplicates.clear();
     }
 
     /// In a child process: an instance of its own. The old one is the parent's as well, and what is
@@ -213,7 +223,7 @@ impl Kernel for Epoll {
         }
     }
 
-    fn cancel(&mut self, token: Token, fd: RawFd, then_close: Option<(Token, OwnedFd)>) {
+    fn cancel(&mut self, token: Token, fd: RawFd, _: Tier, then_close: Option<(Token, OwnedFd)>) {
         self.shared.counters.entries.add(1);
         self.entries.remove(token, fd);
         self.finish(token, Errno::CANCELED);

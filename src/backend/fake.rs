@@ -27,7 +27,7 @@ pub(crate) struct World {
     changed: Condvar,
     memory: std::sync::Arc<Memory>,
     /// Set and read by the reactor's thread alone, and so none of loom's business.
-    lost: std::sync::atomic::AtomicBool,
+    standing: std::sync::Mutex<Standing>,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ impl World {
             state: Mutex::default(),
             changed: Condvar::new(),
             memory: Memory::replace(),
-            lost: false.into(),
+            standing: Standing::New.into(),
         }
     }
 
@@ -149,15 +149,10 @@ impl World {
         self.lock().unpollable = true;
     }
 
-    /// The next turn finds that the instance serves no more: all polls are gone without a word. To
-    /// be called by whoever takes that turn.
-    pub(crate) fn lose(&self) {
-        self.lost.store(true, Ordering::Relaxed);
-    }
-
-    /// Ends a wait, as a signal does.
-    pub(crate) fn interrupt(&self) {
-        self.happen(|state| state.rung = true);
+    /// The next turn finds the instance to be like that: all polls are gone without a word. To be
+    /// called by whoever takes that turn.
+    pub(crate) fn lose(&self, standing: Standing) {
+        *self.standing.lock().unwrap() = standing;
     }
 
     /// Waits until the reactor's descriptor is readable, as the loop does in which it is nested.
@@ -367,7 +362,7 @@ impl Kernel for Fake {
         self.requests.push(Request::Arm(Poll { token, fd, events }));
     }
 
-    fn cancel(&mut self, token: Token, _: RawFd, then_close: Option<(Token, OwnedFd)>) {
+    fn cancel(&mut self, token: Token, _: RawFd, _: Tier, then_close: Option<(Token, OwnedFd)>) {
         self.requests.push(Request::Cancel(token));
         if let Some((token, fd)) = then_close {
             self.requests.push(Request::Close(token, fd));
@@ -398,14 +393,11 @@ impl Kernel for Fake {
     }
 
     fn standing(&self) -> Standing {
-        if self.world.lost.load(Ordering::Relaxed) {
-            Standing::Lost
-        } else {
-            Standing::Ready
-        }
+        *self.world.standing.lock().unwrap()
     }
 
     fn start(&mut self) -> io::Result<()> {
+        *self.world.standing.lock().unwrap() = Standing::Ready;
         Ok(())
     }
 
@@ -414,12 +406,12 @@ impl Kernel for Fake {
     }
 
     fn rebuild(&mut self) -> io::Result<()> {
-        self.world.lost.store(false, Ordering::Relaxed);
         let mut state = self.world.lock();
         state.polls.clear();
         state.ending.clear();
         state.completions.clear();
-        Ok(())
+        drop(state);
+        self.start()
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

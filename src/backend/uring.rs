@@ -268,12 +268,19 @@ impl Kernel for Uring {
         }
     }
 
-    fn cancel(&mut self, token: Token, fd: RawFd, then_close: Option<(Token, OwnedFd)>) {
+    fn cancel(
+        &mut self,
+        token: Token,
+        fd: RawFd,
+        tier: Tier,
+        then_close: Option<(Token, OwnedFd)>,
+    ) {
         self.shared
             .counters
             .entries
             .add(1 + u64::from(then_close.is_some()));
-        if self.far.remove(token, fd) {
+        if tier == Tier::Far {
+            self.far.remove(token, fd);
             self.made.push(Completion::end(token, libc::ECANCELED));
             if let Some((token, fd)) = then_close {
                 self.close_entry(token, fd);
@@ -538,7 +545,7 @@ mod tests {
             assert_eq!(completion.result, i32::from(events::IN));
             assert!(completion.more);
         }
-        uring.cancel(POLL, watched.as_raw_fd(), None);
+        uring.cancel(POLL, watched.as_raw_fd(), Tier::Far, None);
         let completion = next(&mut uring);
         assert_eq!(completion.result, -libc::ECANCELED);
         assert!(!completion.more);

@@ -390,7 +390,7 @@ impl Kernel for Liar {
         world.requests.push_back(Request::Arm(token));
     }
 
-    fn cancel(&mut self, token: Token, _: RawFd, then_close: Option<(Token, OwnedFd)>) {
+    fn cancel(&mut self, token: Token, _: RawFd, _: Tier, then_close: Option<(Token, OwnedFd)>) {
         let world = &mut *self.world();
         // It may have ended a moment ago, of which the driver hears next.
         assert!(world.used.contains(&token.0), "never armed: {token:?}");

@@ -77,6 +77,14 @@ impl Slot {
         }
     }
 
+    /// The tier of a poll that is armed.
+    pub(super) fn armed_in(&self, tag: Tag) -> Tier {
+        match (tag, self.tier, self.misplaced) {
+            (Tag::Urgent, ..) | (_, Tier::Far, false) | (_, Tier::Near, true) => Tier::Far,
+            (_, Tier::Near, false) | (_, Tier::Far, true) => Tier::Near,
+        }
+    }
+
     /// No completion is on its way.
     pub(super) fn is_quiet(&self) -> bool {
         self.main.state == State::Idle && self.urgent.state == State::Idle && self.fd != Fd::Closing

@@ -60,7 +60,7 @@ impl Kernel for Script {
         self.ask(Request::Arm(token, events, tier));
     }
 
-    fn cancel(&mut self, token: Token, _: RawFd, then_close: Option<(Token, OwnedFd)>) {
+    fn cancel(&mut self, token: Token, _: RawFd, _: Tier, then_close: Option<(Token, OwnedFd)>) {
         self.ask(Request::Cancel(token, then_close.is_some()));
     }
 

@@ -7,7 +7,7 @@
 use super::Entry;
 use super::echo::request;
 use crate::load::{KeptAlive, ShortLived};
-use crate::measure::{Contender, Effort, Side, Spread, median};
+use crate::measure::{Contender, Effort, Side, Spread, has_room, median};
 use crate::peers::{Peer, Wakers, Watcher, Workload};
 use crate::report::{Row, Unit};
 use crate::server::{Load, Server, Style};
@@ -40,6 +40,13 @@ pub(super) fn entries() -> Vec<Entry> {
 
 fn run(name: &str, kind: Kind, effort: &Effort) -> Vec<Row> {
     let contenders: Vec<Peer> = std::iter::once(Peer::OURS).chain(PEERS).collect();
+    let clients = match kind {
+        Kind::Echo { clients } => clients,
+        Kind::Churn => WIDTH,
+    };
+    if !has_room(2 * u64::from(clients) * contenders.len() as u64) {
+        return Vec::new();
+    }
     let calls = Rc::new(Cell::new(0.0));
     let counting = Counting {
         kind,
