@@ -177,7 +177,8 @@ impl Registration {
     /// from now on answers [`Error::Deregistered`].
     ///
     /// The kernel lets go of the file in the reactor's next turn, and a sleeping reactor is woken
-    /// for it. Until then the peer of a closed descriptor does not see the end.
+    /// for it; of thousands that end at once, in the next few turns. Until then the peer of a closed
+    /// descriptor does not see the end.
     ///
     /// `Ok` without effect if nothing was ever registered, or if it was deregistered before.
     ///
@@ -198,7 +199,7 @@ impl Registration {
 
     /// As [`deregister`](Registration::deregister), and the reactor closes the descriptor as well:
     /// in the batch of its next turn, without a system call of its own on a ring. The peer sees the
-    /// end when that turn has run.
+    /// end when that turn has run, or a few turns later if thousands are closed at once.
     ///
     /// A descriptor that was never registered, or was deregistered before, is closed here and now.
     ///
