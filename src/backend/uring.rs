@@ -500,6 +500,9 @@ impl Kernel for Uring {
 }
 
 #[cfg(test)]
+mod overflow;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::backend::Bell;
