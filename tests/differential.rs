@@ -642,16 +642,7 @@ fn check(programs: u32, may_move: bool) {
     }
     let program = prop::collection::vec(step(), 1..STEPS);
     let outcome = TestRunner::new(config).run(&program, |program| {
-        let mut worlds =
-            [Backend::Uring, Backend::Epoll].map(|backend| World::new(backend, may_move));
-        for step in program {
-            for world in &mut worlds {
-                world.take(step);
-            }
-        }
-        for world in worlds {
-            world.end();
-        }
+        run(&program, may_move);
         Ok(())
     });
     if let Err(error) = outcome {
@@ -659,7 +650,106 @@ fn check(programs: u32, may_move: bool) {
     }
 }
 
+/// Takes the steps on both backends.
+fn run(program: &[Step], may_move: bool) {
+    let mut worlds = [Backend::Uring, Backend::Epoll].map(|backend| World::new(backend, may_move));
+    for step in program {
+        for world in &mut worlds {
+            world.take(*step);
+        }
+    }
+    for world in worlds {
+        world.end();
+    }
+}
+
 #[test]
 fn both_backends_tell_what_a_user_can_rely_on() {
     check(150, true);
+}
+
+/// Programs that found something once, as they were left by the shrinking.
+mod found {
+    use super::*;
+    use Kind::*;
+    use Step::*;
+
+    /// The entry of another registration's duplicate went with a descriptor that was closed early.
+    #[test]
+    fn a_number_that_a_duplicate_took() {
+        let program = [
+            Open(Tcp),
+            Register(0, 2),
+            Open(Unix),
+            CloseTooEarly(0),
+            Register(1, 3),
+            Register(1, 4),
+            Register(0, 4),
+            Send(0),
+            Fill(1),
+            Fill(1),
+            Poll(1, true),
+            Deregister(0),
+            Send(1),
+            Settle,
+            Urgent(0),
+            Settle,
+            Settle,
+            ReadSome(0),
+            Send(0),
+            Urgent(0),
+            PeerDrain(1),
+            Turn,
+        ];
+        run(&program, false);
+    }
+
+    /// A widened interest was armed under a number that named nothing any more, which is the
+    /// program's fault.
+    #[test]
+    fn an_interest_that_was_widened_too_late() {
+        let program = [
+            Open(Unix),
+            Register(0, 1),
+            Fill(0),
+            Turn,
+            Poll(0, false),
+            CloseTooEarly(0),
+            Turn,
+            Take(0, false),
+        ];
+        run(&program, false);
+    }
+
+    /// The end of a connection came behind what was on its way.
+    #[test]
+    fn an_end_behind_unread_data() {
+        let program = [
+            Open(Tcp),
+            PeerDrain(0),
+            Send(0),
+            Flood,
+            Turn,
+            Settle,
+            Open(Udp),
+            PeerDrain(1),
+            Poll(1, false),
+            Open(Unix),
+            PeerDrain(1),
+            Send(2),
+            PeerDrain(2),
+            Send(1),
+            Take(1, false),
+            Drain(0),
+            Poll(1, true),
+            Settle,
+            Turn,
+            Turn,
+            Settle,
+            Fill(0),
+            Register(1, 1),
+            Take(0, false),
+        ];
+        run(&program, false);
+    }
 }
