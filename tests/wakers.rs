@@ -4,12 +4,14 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
+use std::future::Future;
 use std::panic::{self, AssertUnwindSafe};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::task::{Poll, RawWaker, RawWakerVTable, Wake, Waker};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Wake, Waker};
 use std::time::Duration;
-use uring_reactor::{Handle, Interest, Ready, Registration};
+use uring_reactor::{AsyncFd, Handle, Interest, Ready, Registration};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 
@@ -388,5 +390,183 @@ both_backends! {
         assert!(poll_read(&registration, &waker).is_pending());
         put(&theirs, b"x");
         turn_until(&mut reactor, || count.get() == 1);
+    }
+
+    fn one_may_drop_the_async_fd_that_is_dispatching_it(backend: Backend) {
+        let mut reactor = reactor(backend);
+        for handed_over in [false, true] {
+            let (ours, theirs) = unix_pair();
+            let io = Arc::new(Mutex::new(None));
+            let (count, counting) = counting_waker();
+            let waker = {
+                let io = Arc::clone(&io);
+                waker_fn(move || {
+                    let taken: Option<AsyncFd<_>> = io.lock().unwrap().take();
+                    if let Some(taken) = taken {
+                        if handed_over {
+                            let _ = poll_once(taken.close());
+                        } else {
+                            drop(taken);
+                        }
+                    }
+                    counting.wake_by_ref();
+                })
+            };
+            let async_fd = AsyncFd::with_handle(ours, &reactor.handle()).unwrap();
+            settle(&mut reactor);
+            let mut cx = Context::from_waker(&waker);
+            assert!(async_fd.poll_read_ready(&mut cx).is_pending());
+            *io.lock().unwrap() = Some(async_fd);
+            put(&theirs, b"x");
+            turn_until(&mut reactor, || count.get() > 0);
+            settle(&mut reactor);
+            assert!(at_end(&theirs) && reactor.is_idle());
+        }
+    }
+
+    fn one_may_drop_all_tasks_that_wait_and_what_they_wait_for(backend: Backend) {
+        type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+        let mut reactor = reactor(backend);
+        for first in 0..3 {
+            let (ours, theirs) = unix_pair();
+            let io = Arc::new(AsyncFd::with_handle(ours, &reactor.handle()).unwrap());
+            let tasks: Arc<Mutex<Vec<Task>>> = Arc::default();
+            let (count, counting) = counting_waker();
+            for place in 0..3 {
+                let io = Arc::clone(&io);
+                let mut task: Task = Box::pin(async move { drop(io.readable().await) });
+                let waker = {
+                    let (tasks, counting) = (Arc::clone(&tasks), counting.clone());
+                    waker_fn(move || {
+                        if place == first {
+                            let tasks = std::mem::take(&mut *tasks.lock().unwrap());
+                            drop(tasks);
+                        }
+                        counting.wake_by_ref();
+                    })
+                };
+                assert!(task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+                tasks.lock().unwrap().push(task);
+            }
+            drop(io);
+            settle(&mut reactor);
+            put(&theirs, b"x");
+            turn_until(&mut reactor, || tasks.lock().unwrap().is_empty());
+            settle(&mut reactor);
+            assert!(count.get() <= 3, "{} calls", count.get());
+            assert!(at_end(&theirs) && reactor.is_idle());
+        }
+    }
+
+    fn one_may_drop_the_last_handle(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let event = event_fd();
+        let handle = reactor.handle();
+        let registration = Registration::new();
+        registration.register_interest(&event, Interest::READABLE, &handle).unwrap();
+        let handle = Mutex::new(Some(handle));
+        let (count, counting) = counting_waker();
+        let waker = waker_fn(move || {
+            drop(handle.lock().unwrap().take());
+            counting.wake_by_ref();
+        });
+        assert!(poll_read(&registration, &waker).is_pending());
+        signal(&event);
+        turn_until(&mut reactor, || count.get() == 1);
+        drop(waker);
+        drop(registration);
+        settle(&mut reactor);
+        assert!(reactor.is_idle());
+    }
+
+    fn one_may_wake_clone_and_drop_any_waker_its_own_too(backend: Backend) {
+        /// Two tasks that wake each other, each with clones of its own waker.
+        struct Wakes {
+            other: Mutex<Option<Waker>>,
+            calls: AtomicUsize,
+        }
+
+        impl Wake for Wakes {
+            fn wake(self: Arc<Self>) {
+                if self.calls.fetch_add(1, Ordering::SeqCst) >= 3 {
+                    return;
+                }
+                let own = Waker::from(Arc::clone(&self));
+                let clones: Vec<_> = (0..10).map(|_| own.clone()).collect();
+                clones[0].wake_by_ref();
+                drop(clones);
+                let other = self.other.lock().unwrap().clone();
+                if let Some(other) = other {
+                    other.wake();
+                }
+                own.wake();
+            }
+        }
+
+        let mut reactor = reactor(backend);
+        let (ours, theirs) = unix_pair();
+        let registration = register(&ours, &reactor);
+        fill(&ours);
+        forget_edges(&mut reactor, &registration);
+        let tasks = [(); 2].map(|()| {
+            Arc::new(Wakes {
+                other: Mutex::new(None),
+                calls: AtomicUsize::new(0),
+            })
+        });
+        let wakers = tasks.clone().map(Waker::from);
+        for (task, waker) in tasks.iter().zip(wakers.iter().rev()) {
+            *task.other.lock().unwrap() = Some(waker.clone());
+        }
+        assert!(poll_read(&registration, &wakers[0]).is_pending());
+        assert!(poll_write(&registration, &wakers[1]).is_pending());
+        // One completion for both.
+        drop(theirs);
+        turn_until(&mut reactor, || {
+            tasks.iter().all(|task| task.calls.load(Ordering::SeqCst) >= 3)
+        });
+        assert!(registration.take_read_ready().unwrap().is_some());
+        assert!(registration.take_write_ready().unwrap().is_some());
+        drop(wakers);
+        for task in &tasks {
+            *task.other.lock().unwrap() = None;
+        }
+        // The registration keeps no waker that it has called.
+        assert!(tasks.iter().all(|task| Arc::strong_count(task) == 1));
+    }
+
+    fn one_may_drop_the_background_that_has_more_to_dispatch(backend: Backend) {
+        for first in [0, 7, 15] {
+            let background = reactor(backend).background().unwrap();
+            let handle = background.handle();
+            let events: Vec<_> = (0..16).map(|_| event_fd()).collect();
+            let registrations: Vec<_> = events
+                .iter()
+                .map(|event| {
+                    let registration = Registration::new();
+                    registration.register_interest(event, Interest::READABLE, &handle).unwrap();
+                    registration
+                })
+                .collect();
+            let background = Arc::new(Mutex::new(Some(background)));
+            let mut counts = Vec::new();
+            for (place, registration) in registrations.iter().enumerate() {
+                let (count, counting) = counting_waker();
+                let background = Arc::clone(&background);
+                let waker = waker_fn(move || {
+                    counting.wake_by_ref();
+                    if place == first {
+                        drop(background.lock().unwrap().take());
+                    }
+                });
+                assert!(poll_read(registration, &waker).is_pending());
+                counts.push(count);
+            }
+            // Each hears of its event or of the end, once.
+            events.iter().for_each(signal);
+            wait_until(|| counts.iter().all(|count| count.get() == 1));
+            wait_until(|| registrations.iter().all(|registration| registration.take_read_ready().is_err()));
+            assert!(counts.iter().all(|count| count.get() == 1));
+        }
     }
 }
