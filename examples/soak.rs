@@ -38,7 +38,7 @@ const COUNTED: usize = 2;
 /// Descriptors that become ready at once.
 const FLOOD: usize = 2000;
 /// Nothing takes that long unless it is broken.
-const STALL: Duration = Duration::from_secs(20);
+const STALL: Duration = Duration::from_secs(60);
 /// Growth of the memory, after a fifth of the time, that is no leak.
 const SLACK: u64 = 48 << 20;
 
