@@ -59,6 +59,8 @@ struct Control {
 struct End {
     reached: bool,
     waiting: Option<Waker>,
+    /// For whoever waits until the thread has ended, too.
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Background {
@@ -73,9 +75,10 @@ impl Background {
         });
         shared.bell.settle_down();
         let ours = Arc::clone(&control);
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("uring-reactor".into())
             .spawn(move || run(reactor, &ours))?;
+        control.lock().thread = Some(thread);
         let control = Some(control);
         Ok(Background { control, shared })
     }
@@ -143,7 +146,7 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Blocks until the reactor has ended.
+    /// Blocks until the reactor and its thread have ended.
     ///
     /// Returns at once on the reactor's own thread (in a waker, say), which cannot wait for its own
     /// end.
@@ -156,6 +159,12 @@ impl Shutdown {
                     .ended
                     .wait(end)
                     .unwrap_or_else(PoisonError::into_inner);
+            }
+            let thread = end.thread.take();
+            drop(end);
+            if let Some(thread) = thread {
+                // A panic in it was reported by the hook, and is not ours.
+                let _ = thread.join();
             }
         }
     }
@@ -201,6 +210,7 @@ impl Control {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// False on the reactor's own thread, and in a process that does not have that thread.
     fn is_elsewhere(&self) -> bool {
         self.process == process::generation() && self.thread.get() != Some(&thread::current().id())
     }
@@ -214,6 +224,15 @@ impl Control {
         self.ended.notify_all();
         if let Some(waiting) = waiting {
             contain(|| waiting.wake());
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if self.process != process::generation() {
+            // A thread of the parent's, which this process cannot even let go.
+            std::mem::forget(self.lock().thread.take());
         }
     }
 }

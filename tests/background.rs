@@ -4,9 +4,11 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
+use std::cell::RefCell;
 use std::fs;
 use std::future::poll_fn;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -222,6 +224,47 @@ both_backends! {
             drop(background);
             assert_eq!(count.get(), 1);
             assert!(is_gone(&registration));
+        }
+    }
+
+    fn nothing_of_its_thread_runs_when_the_drop_returns(backend: Backend) {
+        /// What a thread does last of all.
+        struct Last(Arc<AtomicBool>);
+
+        impl Drop for Last {
+            fn drop(&mut self) {
+                // Long enough to be overtaken by who does not wait for it.
+                thread::sleep(Duration::from_millis(20));
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+
+        thread_local! {
+            static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
+        }
+
+        for dropped in [true, false] {
+            let background = background(backend);
+            let (ours, theirs) = unix_pair();
+            let registration = registered(&ours, &background.handle());
+            let over = Arc::new(AtomicBool::new(false));
+            let (count, counting) = counting_waker();
+            let waker = {
+                let over = Arc::clone(&over);
+                waker_fn(move || {
+                    LAST.set(Some(Last(Arc::clone(&over))));
+                    counting.wake_by_ref();
+                })
+            };
+            assert!(poll_read(&registration, &waker).is_pending());
+            put(&theirs, b"x");
+            wait_until(|| count.get() == 1);
+            if dropped {
+                drop(background);
+            } else {
+                background.shutdown_now().wait();
+            }
+            assert!(over.load(Ordering::SeqCst));
         }
     }
 
