@@ -90,7 +90,7 @@ impl<T: Default> Default for Mutex<T> {
 }
 
 pub(crate) mod thread {
-    pub(crate) use loom::thread::{Builder, ThreadId, current};
+    pub(crate) use loom::thread::{Builder, JoinHandle, ThreadId, current};
 
     pub(crate) fn sleep(_: std::time::Duration) {
         loom::thread::yield_now();
