@@ -273,6 +273,33 @@ both_backends_in_child! {
         }
     }
 
+    fn all_at_once_after_a_move(backend: Backend) {
+        // The kernel lets go of many files one after the other.
+        let n = descriptors_to_spare(2_000) / 2;
+        let mut reactor = reactor(backend);
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..n).map(|_| unix_pair()).unzip();
+        let ours: Vec<_> = ours
+            .into_iter()
+            .map(|io| AsyncFd::with_handle(io, &reactor.handle()).unwrap())
+            .collect();
+        settle(&mut reactor);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                reactor.turn(NOW).unwrap();
+                let start = Instant::now();
+                let closes: Vec<_> = ours.into_iter().map(AsyncFd::close).collect();
+                reactor.block_on(async {
+                    for (close, theirs) in closes.into_iter().zip(&theirs) {
+                        close.await.unwrap();
+                        assert!(at_end(theirs), "complete, and not closed");
+                    }
+                }).unwrap();
+                println!("{n} at once: {:?}", start.elapsed());
+            });
+        });
+        assert!(reactor.is_idle());
+    }
+
     fn between_the_turns_of_an_idle_reactor(backend: Backend) {
         let mut reactor = reactor(backend);
         settle(&mut reactor);

@@ -22,8 +22,9 @@
 //! - **The end of a ring** is not the end of its polls: the kernel takes them down tens of
 //!   milliseconds later, and only then are their files let go. `sentinel` is the write end of a pipe
 //!   whose read end nobody but the ring holds, as a registered file; those go last. Its `POLLERR`
-//!   says that the ring is gone. Until then the sentinels of replaced rings are in `graves`, and
-//!   watched by the ring that came after.
+//!   says that the ring is gone, and a [`follower`]'s that its files are. Until then the sentinels of
+//!   replaced rings are in `graves` and those of their followers in `followers`, and watched by the
+//!   ring that came after.
 
 pub(crate) mod ring;
 
@@ -149,6 +150,16 @@ impl Instance {
     }
 }
 
+/// The sentinel of a ring that ends here and now.
+///
+/// The kernel releases the files of a ring one after the other, the youngest of a batch first
+/// (`delayed_fput`), so a sentinel may go before the rest. When that of a ring which ended later has
+/// come through the same queue, the batch is done.
+fn follower() -> Option<OwnedFd> {
+    let mut follower = Instance::of(Ring::smallest().ok()?);
+    follower.sentinel.take()
+}
+
 /// Whether the ring of that sentinel is gone; if not, after having waited for it.
 fn is_gone(sentinel: &OwnedFd, deadline: Instant) -> bool {
     loop {
@@ -186,8 +197,9 @@ pub(crate) struct Uring {
     far: Entries,
     /// The ring watches the far tier.
     far_watched: bool,
-    /// Sentinels of replaced rings.
+    /// Sentinels of replaced rings, and of those that followed them.
     graves: Vec<OwnedFd>,
+    followers: Vec<OwnedFd>,
     /// Completions that the ring does not know of: of the far tier's requests.
     made: Vec<Completion>,
     pinned: bool,
@@ -202,6 +214,7 @@ impl Uring {
             far: Entries::new()?,
             far_watched: false,
             graves: Vec::new(),
+            followers: Vec::new(),
             made: Vec::new(),
             pinned: false,
             waits: 0,
@@ -229,9 +242,8 @@ impl Uring {
         if std::mem::take(&mut self.far_watched) {
             self.watch_far();
         }
-        for index in 0..self.graves.len() {
-            let sentinel = self.graves[index].as_raw_fd();
-            self.instance.push(poll_add(GRAVE, sentinel, 0));
+        for sentinel in self.graves.iter().chain(&self.followers) {
+            self.instance.push(poll_add(GRAVE, sentinel.as_raw_fd(), 0));
         }
         self.instance.enter(0, None)
     }
@@ -388,8 +400,16 @@ impl Kernel for Uring {
             while self.far.wait(NOW, batch).is_ok_and(|count| count > 0) {}
         }
         if completion.token == GRAVE {
-            self.graves
-                .retain(|sentinel| !is_gone(sentinel, Instant::now()));
+            let lingers = |sentinel: &OwnedFd| !is_gone(sentinel, Instant::now());
+            let graves = self.graves.len();
+            self.graves.retain(lingers);
+            self.followers.retain(lingers);
+            if self.graves.len() < graves
+                && let Some(sentinel) = follower()
+            {
+                self.instance.push(poll_add(GRAVE, sentinel.as_raw_fd(), 0));
+                self.followers.push(sentinel);
+            }
         }
         if completion.more || self.standing() != Standing::Ready {
             return;
@@ -413,6 +433,7 @@ impl Kernel for Uring {
             self.shared.bell.replace()?;
             self.far.replace()?;
             self.graves.clear();
+            self.followers.clear();
         } else {
             // The instance stays: another loop may be watching it.
             self.far.clear();
@@ -463,7 +484,7 @@ impl Kernel for Uring {
     }
 
     fn is_haunted(&self) -> bool {
-        !self.graves.is_empty()
+        !self.graves.is_empty() || !self.followers.is_empty()
     }
 
     fn shut_down(self: Box<Self>, clean: bool) {
@@ -473,8 +494,10 @@ impl Kernel for Uring {
         let Uring {
             mut instance,
             mut graves,
+            followers,
             ..
         } = *self;
+        graves.extend(followers);
         if !clean {
             graves.extend(instance.sentinel.take());
         }
@@ -484,15 +507,7 @@ impl Kernel for Uring {
         }
         let deadline = Instant::now() + LONGEST_END;
         let mut gone = graves.iter().all(|sentinel| is_gone(sentinel, deadline));
-        // The kernel releases the files of a ring one after the other (`delayed_fput`), and the
-        // sentinel need not be the last of its batch. When another ring's has come through the same
-        // queue, that batch is done.
-        if let Ok(ring) = Ring::smallest() {
-            let mut follower = Instance::of(ring);
-            let sentinel = follower.sentinel.take();
-            drop(follower);
-            gone &= sentinel.is_none_or(|sentinel| is_gone(&sentinel, deadline));
-        }
+        gone &= follower().is_none_or(|sentinel| is_gone(&sentinel, deadline));
         if !gone {
             tracing::warn!("the kernel has not taken an io_uring down in {LONGEST_END:?}");
         }
