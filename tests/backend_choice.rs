@@ -208,9 +208,25 @@ fn a_filter_that_denies_the_existence_of_rings_is_named() {
 }
 
 #[test]
+fn a_filter_that_forbids_setup_alone_is_named() {
+    in_child(&[], || {
+        deny(&[libc::SYS_io_uring_setup], libc::EPERM);
+        assert_falls_back(&["seccomp"]);
+    });
+}
+
+#[test]
 fn a_filter_that_forbids_enter_alone_is_found_at_once() {
     in_child(&[], || {
         deny(&[libc::SYS_io_uring_enter], libc::EPERM);
+        assert_falls_back(&["seccomp"]);
+    });
+}
+
+#[test]
+fn a_filter_that_denies_the_existence_of_enter_alone_is_found_at_once() {
+    in_child(&[], || {
+        deny(&[libc::SYS_io_uring_enter], libc::ENOSYS);
         assert_falls_back(&["seccomp"]);
     });
 }
@@ -358,6 +374,62 @@ both_backends_in_child! {
         let registration = register(&ours, &reactor);
         put(&theirs, b"x");
         read_ready(&mut reactor, &registration, Ready::READABLE);
+    }
+
+    fn at_the_limit_of_descriptors_a_second_registration_may_be_refused(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let event = event_fd();
+        let first = register(&event, &reactor);
+        forget_edges(&mut reactor, &first);
+        let taken = exhaust_descriptors();
+        // Under epoll it takes a duplicate, on a ring nothing.
+        let second = register(&event, &reactor);
+        settle(&mut reactor);
+        let refused = second.take_read_ready().err();
+        let expected = (backend == Backend::Epoll).then_some(libc::EMFILE);
+        assert_eq!(refused.as_ref().and_then(errno), expected);
+        signal(&event);
+        read_ready(&mut reactor, &first, Ready::READABLE);
+        drop(taken);
+        drop(second);
+        // Another one may be had when there are descriptors again.
+        let third = register(&event, &reactor);
+        read_ready(&mut reactor, &third, Ready::READABLE);
+        drop((first, third));
+        settle(&mut reactor);
+        assert!(reactor.is_idle());
+    }
+
+    fn at_the_limit_of_descriptors_a_move_fails_and_can_be_made_up_for(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let (here, elsewhere) = (event_fd(), event_fd());
+        let registrations = [&here, &elsewhere]
+            .map(|event| register_interest(event, Interest::READABLE, &reactor));
+        settle(&mut reactor);
+        let taken = exhaust_descriptors();
+        let move_away = |reactor: &mut Reactor| {
+            thread::scope(|scope| {
+                let turn = scope.spawn(|| reactor.turn(Some(Duration::ZERO)));
+                turn.join().unwrap()
+            })
+        };
+        // A new ring takes a descriptor.
+        let failed = move_away(&mut reactor).err();
+        let expected = (backend == Backend::Uring).then_some(libc::EMFILE);
+        assert_eq!(failed.as_ref().and_then(errno), expected);
+        // The old one is where it was.
+        signal(&here);
+        read_ready(&mut reactor, &registrations[0], Ready::READABLE);
+        drop(taken);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                signal(&elsewhere);
+                read_ready(&mut reactor, &registrations[1], Ready::READABLE);
+            });
+        });
+        drop(registrations);
+        settle(&mut reactor);
+        assert!(reactor.is_idle());
     }
 
     fn at_the_limit_of_descriptors_there_is_no_new_reactor(backend: Backend) {
