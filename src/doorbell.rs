@@ -106,6 +106,12 @@ impl Doorbell {
             && self.state.swap(RUNNING, Ordering::Acquire) == RUNG
     }
 
+    /// True if nobody has asked for a turn to end, and the reactor is not parked.
+    pub(crate) fn is_quiet(&self) -> bool {
+        // Relaxed: nobody acts on it but by doing nothing.
+        self.state.load(Ordering::Relaxed) == RUNNING
+    }
+
     /// True if somebody asked for a turn and none has ended for it yet.
     pub(crate) fn is_rung(&self) -> bool {
         // Relaxed: the turn that ends for it, and is about to come, acquires.

@@ -322,6 +322,46 @@ both_backends! {
         });
     }
 
+    fn a_tcp_read_that_got_less_than_it_asked_for_waits_for_an_event(backend: Backend) {
+        let mut reactor = reactor(backend);
+        with_every_stream!({
+            let (ours, theirs) = tcp_pair();
+            (async_fd(ours, &reactor), theirs)
+        }, |ours, theirs| {
+            put(&theirs, b"hello");
+            let mut buffer = [0; 8];
+            assert_eq!(reactor.block_on(ours.read(&mut buffer)).unwrap().unwrap(), 5);
+            put(&theirs, b", you");
+            // It is there, but no turn has said so, and nobody looks.
+            assert!(poll_once(ours.read(&mut buffer)).is_pending());
+            assert_eq!(reactor.block_on(ours.read(&mut buffer)).unwrap().unwrap(), 5);
+            assert_eq!(&buffer[..5], b", you");
+            drop(theirs);
+            assert_eq!(reactor.block_on(ours.read(&mut buffer)).unwrap().unwrap(), 0);
+        });
+    }
+
+    fn a_short_read_of_a_socket_with_urgent_data_is_followed_by_another(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let (ours, theirs) = tcp_pair();
+        let ours = async_fd(ours, &reactor);
+        assert!(poll_once(pin!(ours.ready(Interest::PRIORITY))).is_pending());
+        rustix::net::send(&theirs, b"before!", rustix::net::SendFlags::OOB).unwrap();
+        put(&theirs, b"after");
+        reactor.block_on(async {
+            drop(ours.ready(Interest::PRIORITY).await.unwrap());
+            let mut stream = Futures(ours);
+            let mut buffer = [0; 32];
+            let mut all = Vec::new();
+            // A read stops in front of the urgent byte.
+            while all.len() < b"beforeafter".len() {
+                let n = stream.read(&mut buffer).await.unwrap();
+                all.extend_from_slice(&buffer[..n]);
+            }
+            assert_eq!(all, b"beforeafter");
+        }).unwrap();
+    }
+
     fn writing_waits_for_room_and_meets_the_end(backend: Backend) {
         let mut reactor = reactor(backend);
         with_every_stream!({

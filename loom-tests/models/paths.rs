@@ -36,6 +36,45 @@ fn a_sleeping_reactor_an_edge_and_a_drop() {
     });
 }
 
+/// A turn that was told of news, and so did not park, finds none, while somebody registers what is
+/// ready: it goes to sleep after all, and wakes for that.
+#[test]
+fn a_register_against_news_that_come_to_nothing() {
+    explore(Preemptions(3), || {
+        let (mut reactor, handle, world) = reactor();
+        world.trigger(10, IN);
+        world.spread_rumour();
+        let user = thread::spawn(move || registered(&handle, 10));
+        while reactor.turn(None).unwrap().events() == 0 {}
+        drop(user.join().unwrap());
+    });
+}
+
+/// As above, while somebody asks for a turn to end: it ends.
+#[test]
+fn a_wake_against_news_that_come_to_nothing() {
+    explore(Exhaustive, || {
+        let (mut reactor, handle, world) = reactor();
+        world.spread_rumour();
+        let user = thread::spawn(move || handle.wake());
+        reactor.turn(None).unwrap();
+        user.join().unwrap();
+    });
+}
+
+/// As above, while an edge comes, of which the rumour may or may not have been.
+#[test]
+fn an_edge_against_news_that_may_come_to_nothing() {
+    explore(Preemptions(3), || {
+        let (mut reactor, _handle, world, registration) = armed(10);
+        world.spread_rumour();
+        let kernel = thread::spawn(move || world.trigger(10, IN));
+        assert_eq!(reactor.turn(None).unwrap().events(), 1);
+        kernel.join().unwrap();
+        assert!(registration.take_read_ready().unwrap().is_some());
+    });
+}
+
 /// `register` on one registration from two threads while the reactor goes to sleep: it wakes, and
 /// arms once.
 #[test]

@@ -18,7 +18,8 @@ where
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<Result<usize>> {
-        self.poll_io(Direction::Read, cx, |mut io| io.read(buffer))
+        let length = buffer.len();
+        self.poll_transfer(Direction::Read, cx, length, |mut io| io.read(buffer))
     }
 
     fn poll_read_vectored(
@@ -26,7 +27,10 @@ where
         cx: &mut Context<'_>,
         buffers: &mut [IoSliceMut<'_>],
     ) -> Poll<Result<usize>> {
-        self.poll_io(Direction::Read, cx, |mut io| io.read_vectored(buffers))
+        let length = buffers.iter().map(|buffer| buffer.len()).sum();
+        self.poll_transfer(Direction::Read, cx, length, |mut io| {
+            io.read_vectored(buffers)
+        })
     }
 }
 
@@ -41,7 +45,9 @@ where
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<Result<usize>> {
-        self.poll_io(Direction::Write, cx, |mut io| io.write(buffer))
+        self.poll_transfer(Direction::Write, cx, buffer.len(), |mut io| {
+            io.write(buffer)
+        })
     }
 
     fn poll_write_vectored(
@@ -49,7 +55,10 @@ where
         cx: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
-        self.poll_io(Direction::Write, cx, |mut io| io.write_vectored(buffers))
+        let length = buffers.iter().map(|buffer| buffer.len()).sum();
+        self.poll_transfer(Direction::Write, cx, length, |mut io| {
+            io.write_vectored(buffers)
+        })
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {

@@ -45,6 +45,12 @@ fn is<T, U: 'static>() -> bool {
     type_id::<T>() == TypeId::of::<U>()
 }
 
+/// True for the standard library's TCP stream.
+#[cfg(any(feature = "futures-io", feature = "tokio"))]
+pub(super) fn is_tcp_stream<T>() -> bool {
+    is::<T, TcpStream>()
+}
+
 /// # Safety
 ///
 /// `T` and `U` are the same type.

@@ -19,11 +19,13 @@ where
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
-        self.poll_io(Direction::Read, cx, |io| read(io, buffer))
+        let length = buffer.remaining();
+        self.poll_transfer(Direction::Read, cx, length, |io| read(io, buffer))
+            .map_ok(drop)
     }
 }
 
-fn read<T: AsFd>(mut io: &T, buffer: &mut ReadBuf<'_>) -> Result<()>
+fn read<T: AsFd>(mut io: &T, buffer: &mut ReadBuf<'_>) -> Result<usize>
 where
     for<'a> &'a T: Read,
 {
@@ -36,11 +38,12 @@ where
         // SAFETY: `read` has initialized that many bytes from the start.
         unsafe { buffer.assume_init(n) };
         buffer.advance(n);
+        Ok(n)
     } else {
         let n = io.read(buffer.initialize_unfilled())?;
         buffer.advance(n);
+        Ok(n)
     }
-    Ok(())
 }
 
 /// One task may write at a time, see [`AsyncFd::poll_write_ready`]. Shutting down flushes, and sends
@@ -54,7 +57,9 @@ where
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<Result<usize>> {
-        self.poll_io(Direction::Write, cx, |mut io| io.write(buffer))
+        self.poll_transfer(Direction::Write, cx, buffer.len(), |mut io| {
+            io.write(buffer)
+        })
     }
 
     fn poll_write_vectored(
@@ -62,7 +67,10 @@ where
         cx: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
-        self.poll_io(Direction::Write, cx, |mut io| io.write_vectored(buffers))
+        let length = buffers.iter().map(|buffer| buffer.len()).sum();
+        self.poll_transfer(Direction::Write, cx, length, |mut io| {
+            io.write_vectored(buffers)
+        })
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -5,7 +5,9 @@
 //! What happens once the descriptor is ready is the same for both: [`poll_io`].
 
 use super::AsyncFd;
-use crate::ready::Interest;
+#[cfg(any(feature = "futures-io", feature = "tokio"))]
+use super::owned::is_tcp_stream;
+use crate::ready::{Interest, Ready};
 use crate::source::word::Direction;
 use crate::source::{Event, Published, Source};
 use std::future::poll_fn;
@@ -31,18 +33,23 @@ pub(super) fn would_block<R>(outcome: &io::Result<R>) -> bool {
     matches!(outcome, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Waits, calls `io`, and waits again while that answers `WouldBlock`.
+/// Waits, calls `io`, and waits again while that answers `WouldBlock`. An outcome of which `is_last`
+/// says that the next call would answer so clears the readiness, too.
 fn poll_io<R>(
     source: &Source,
     interest: Interest,
     cx: &mut Context<'_>,
     mut poll_event: impl FnMut(&Waker) -> Poll<io::Result<Event>>,
     mut io: impl FnMut() -> io::Result<R>,
+    is_last: impl Fn(&R) -> bool,
 ) -> Poll<io::Result<R>> {
     for _ in 0..ATTEMPTS {
         let event = ready!(poll_event(cx.waker()))?;
         let outcome = io();
         if !would_block(&outcome) {
+            if outcome.as_ref().is_ok_and(&is_last) {
+                source.clear(event, Ready::READABLE | Ready::WRITABLE, interest);
+            }
             return Poll::Ready(outcome);
         }
         source.clear(event, event.ready, interest);
@@ -92,7 +99,7 @@ impl<'a> Waiter<'a> {
             place,
         } = self;
         let poll_event = |waker: &Waker| poll_shared(source, *interest, place, waker);
-        poll_io(source, *interest, cx, poll_event, io)
+        poll_io(source, *interest, cx, poll_event, io, |_| false)
     }
 }
 
@@ -137,7 +144,38 @@ impl<T> AsyncFd<T> {
         &self,
         direction: Direction,
         cx: &mut Context<'_>,
+        io: impl FnMut(&T) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        self.poll_until(direction, cx, io, |_| false)
+    }
+
+    /// As [`poll_io`](AsyncFd::poll_io), for `io` that moves up to `length` bytes and returns how many.
+    ///
+    /// A TCP socket that moved fewer has no more: its buffer is empty, or full, and what changes that
+    /// is a new event. That spares the call that would only be told to wait. Of other files it is not
+    /// true (a terminal gives a line a time, and a `T` may have a buffer of its own); nor of a socket
+    /// with urgent data, at which a read stops, and whose user waits for that.
+    #[cfg(any(feature = "futures-io", feature = "tokio"))]
+    pub(super) fn poll_transfer(
+        &self,
+        direction: Direction,
+        cx: &mut Context<'_>,
+        length: usize,
+        io: impl FnMut(&T) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let whole = is_tcp_stream::<T>() && !self.source().has_interest(Interest::PRIORITY);
+        self.poll_until(direction, cx, io, |&moved| {
+            whole && 0 < moved && moved < length
+        })
+    }
+
+    #[cfg(any(feature = "futures-io", feature = "tokio"))]
+    fn poll_until<R>(
+        &self,
+        direction: Direction,
+        cx: &mut Context<'_>,
         mut io: impl FnMut(&T) -> io::Result<R>,
+        is_last: impl Fn(&R) -> bool,
     ) -> Poll<io::Result<R>> {
         poll_io(
             &self.source(),
@@ -145,6 +183,7 @@ impl<T> AsyncFd<T> {
             cx,
             |waker| self.poll_event(direction, waker),
             || uninterrupted(|| io(self.get_ref())),
+            is_last,
         )
     }
 

@@ -252,6 +252,10 @@ impl Kernel for Epoll {
         }
     }
 
+    fn has_news(&self) -> bool {
+        !self.made.is_empty()
+    }
+
     fn own(&mut self, _: Completion, _: &mut Vec<Completion>) {
         // The bell has done its work by ending the wait.
     }

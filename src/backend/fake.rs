@@ -28,6 +28,8 @@ pub(crate) struct World {
     memory: std::sync::Arc<Memory>,
     /// Set and read by the reactor's thread alone, and so none of loom's business.
     standing: std::sync::Mutex<Standing>,
+    /// As above.
+    rumour: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +69,7 @@ impl World {
             changed: Condvar::new(),
             memory: Memory::replace(),
             standing: Standing::New.into(),
+            rumour: false.into(),
         }
     }
 
@@ -153,6 +156,11 @@ impl World {
     /// called by whoever takes that turn.
     pub(crate) fn lose(&self, standing: Standing) {
         *self.standing.lock().unwrap() = standing;
+    }
+
+    /// The next turn is told of news, whether there are any or not.
+    pub(crate) fn spread_rumour(&self) {
+        self.rumour.store(true, Ordering::Relaxed);
     }
 
     /// Waits until the reactor's descriptor is readable, as the loop does in which it is nested.
@@ -384,6 +392,10 @@ impl Kernel for Fake {
         state.raised = false;
         batch.extend(state.completions.drain(..));
         Ok(())
+    }
+
+    fn has_news(&self) -> bool {
+        self.world.rumour.swap(false, Ordering::Relaxed)
     }
 
     fn own(&mut self, _: Completion, _: &mut Vec<Completion>) {}

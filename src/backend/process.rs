@@ -7,10 +7,10 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// One more than in the process from which this one was forked.
-static GENERATION: AtomicU32 = AtomicU32::new(0);
+/// The latest number that a process gave itself: this one, or one from which it was forked.
+static LATEST: AtomicU32 = AtomicU32::new(0);
 
-/// A page that a fork leaves zeroed in the child.
+/// A page with the process's number, which a fork leaves zeroed in the child.
 struct Canary(*const AtomicU32);
 
 // SAFETY: the page is never unmapped, and holds an atomic.
@@ -28,7 +28,8 @@ fn canary() -> Option<&'static AtomicU32> {
             let length = size_of::<AtomicU32>();
             let flags = MapFlags::PRIVATE;
             // SAFETY: a fresh anonymous mapping at an address of the kernel's choice, of which
-            // nothing else knows; it is never unmapped.
+            // nothing else knows; it is never unmapped. It is page-aligned, zeroed, and so valid as
+            // an atomic.
             let page = unsafe {
                 let protection = ProtFlags::READ | ProtFlags::WRITE;
                 let page = rustix::mm::mmap_anonymous(ptr::null_mut(), length, protection, flags);
@@ -36,8 +37,6 @@ fn canary() -> Option<&'static AtomicU32> {
                 rustix::mm::madvise(page, length, Advice::LinuxWipeOnFork).ok()?;
                 page.cast::<AtomicU32>()
             };
-            // SAFETY: mapped above, page-aligned, zeroed, and valid as an atomic.
-            unsafe { &*page }.store(1, Ordering::Relaxed);
             Some(Canary(page))
         })
         .as_ref()
@@ -49,15 +48,22 @@ fn canary() -> Option<&'static AtomicU32> {
 ///
 /// `MADV_WIPEONFORK` (Linux 4.14, `madvise(2)`) tells a child by a load, however it was forked.
 pub(crate) fn generation() -> u32 {
-    if let Some(canary) = canary()
-        && canary.load(Ordering::Relaxed) == 0
-    {
-        // The number first: a thread that sees the canary alive sees the new one. Two threads that
-        // both come here make it two more, which says the same.
-        GENERATION.fetch_add(1, Ordering::Relaxed);
-        canary.store(1, Ordering::Release);
+    let Some(canary) = canary() else { return 0 };
+    match canary.load(Ordering::Relaxed) {
+        0 => renumber(canary),
+        generation => generation,
     }
-    GENERATION.load(Ordering::Relaxed)
+}
+
+/// The first look at the canary in this process.
+#[cold]
+fn renumber(canary: &AtomicU32) -> u32 {
+    let fresh = LATEST.fetch_add(1, Ordering::Relaxed) + 1;
+    // Two threads may come here at once. The first gives the number.
+    match canary.compare_exchange(0, fresh, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => fresh,
+        Err(theirs) => theirs,
+    }
 }
 
 /// The descriptor of this number, which its owner has given away for good. Under the model checker

@@ -299,13 +299,12 @@ impl Kernel for Uring {
             }
             return;
         }
-        let mut flags = Flags::SKIP_SUCCESS;
-        if then_close.is_some() {
-            flags |= Flags::IO_HARDLINK;
-        }
-        let entry = opcode::AsyncCancel::new(token.0).build().flags(flags);
-        self.instance
-            .push(entry.user_data(token.tagged(Tag::Cancel).0));
+        let entry = opcode::PollRemove::new(token.0).build();
+        self.instance.push(
+            entry
+                .flags(Flags::SKIP_SUCCESS)
+                .user_data(token.tagged(Tag::Cancel).0),
+        );
         if let Some((token, fd)) = then_close {
             self.close_entry(token, fd);
         }
@@ -362,6 +361,18 @@ impl Kernel for Uring {
             }
             _ => Err(error),
         }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.standing() == Standing::Ready
+            && self.instance.ring.queued() == 0
+            && self.instance.backlog.is_empty()
+            && !self.has_news()
+    }
+
+    fn has_news(&self) -> bool {
+        let ring = &self.instance.ring;
+        ring.has_completions() || ring.has_work() || !self.made.is_empty()
     }
 
     fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool {

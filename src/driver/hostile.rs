@@ -420,6 +420,10 @@ impl Kernel for Liar {
         world.bytes.error()
     }
 
+    fn has_news(&self) -> bool {
+        self.world().bytes.one_in(2)
+    }
+
     fn own(&mut self, _: Completion, batch: &mut Vec<Completion>) {
         let world = &mut *self.world();
         if world.bytes.one_in(2)

@@ -73,6 +73,10 @@ impl Kernel for Script {
         Ok(())
     }
 
+    fn has_news(&self) -> bool {
+        !self.0.lock().unwrap().answers.is_empty()
+    }
+
     fn own(&mut self, _: Completion, _: &mut Vec<Completion>) {}
 
     fn is_pollable(&mut self, _: BorrowedFd<'_>) -> bool {

@@ -158,6 +158,12 @@ impl Published<'_> {
         }
     }
 
+    /// True if that is armed, or about to be.
+    #[cfg(any(feature = "futures-io", feature = "tokio"))]
+    pub(crate) fn has_interest(&self, interest: Interest) -> bool {
+        Intent(self.intent.load(Ordering::Relaxed)).contains(Intent::of(interest))
+    }
+
     /// Adds an interest to what is armed.
     pub(crate) fn add_interest(&self, interest: Interest) {
         let wanted = Intent::of(interest);
