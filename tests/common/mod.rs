@@ -18,7 +18,7 @@ use std::panic;
 use std::pin::pin;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -186,7 +186,17 @@ fn output_of(child: Child) -> Output {
 /// A reactor on this backend, and on no other. With `URING_REACTOR_TEST_NESTED` set, one that is
 /// nested in another loop, as far as it can tell: it then works by other means, to the same effect.
 pub(crate) fn reactor(backend: Backend) -> Reactor {
-    let reactor = Reactor::builder().backend(backend).build().unwrap();
+    let mut built = Reactor::builder().backend(backend).build();
+    let start = Instant::now();
+    // Where locked memory is short, that of a ring which has ended may not be free yet.
+    while let Err(error) = &built
+        && matches!(reason(error), Some(Error::LockedMemory(_)))
+        && start.elapsed() < BOUND
+    {
+        thread::sleep(Duration::from_millis(1));
+        built = Reactor::builder().backend(backend).build();
+    }
+    let reactor = built.unwrap();
     if env::var_os("URING_REACTOR_TEST_NESTED").is_some() {
         reactor.as_fd();
     }
@@ -513,10 +523,20 @@ pub(crate) fn descriptors_to_spare(wanted: usize) -> usize {
         .min(wanted)
 }
 
-/// Limits the locked memory, also of a privileged user. For processes of their own.
+/// Limits the locked memory, also of a privileged user. For processes of their own; one at a time,
+/// because what the others have locked counts as well.
 pub(crate) fn limit_locked_memory(bytes: u64) {
+    use rustix::fs::{FlockOperation, flock};
     use rustix::process::{Resource, Rlimit, setrlimit};
     use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    static TURN: OnceLock<fs::File> = OnceLock::new();
+    TURN.get_or_init(|| {
+        let path = env::temp_dir().join("uring-reactor-locked-memory");
+        let mut options = fs::OpenOptions::new();
+        let file = options.create(true).append(true).open(path).unwrap();
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        file
+    });
     let mut sets = capabilities(None).unwrap();
     sets.effective -= CapabilitySet::IPC_LOCK;
     sets.permitted -= CapabilitySet::IPC_LOCK;
