@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
-use uring_reactor::{Backend, Handle, Interest, Reactor, Registration};
+use uring_reactor::{Backend, Handle, Interest, Reactor, Ready, Registration};
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
 
@@ -174,6 +174,24 @@ both_backends_in_child! {
         }
     }
 
+    fn a_move_finds_room_for_its_ring_where_locked_memory_is_short(backend: Backend) {
+        // Enough for one ring, and for none besides.
+        for limit in [64, 32, 24].map(|kibibytes| kibibytes << 10) {
+            limit_locked_memory(limit);
+            let mut reactor = reactor(backend);
+            let event = event_fd();
+            let registration = register_interest(&event, Interest::READABLE, &reactor);
+            settle(&mut reactor);
+            for _ in 0..5 {
+                signal(&event);
+                let (reactor, registration) = (&mut reactor, &registration);
+                thread::scope(|scope| {
+                    scope.spawn(|| read_ready(reactor, registration, Ready::READABLE));
+                });
+            }
+        }
+    }
+
     fn an_intake_that_is_filled_without_pause_stays_small(backend: Backend) {
         let turning = Turning::start(reactor(backend));
         turning.pass();
@@ -260,7 +278,7 @@ both_backends! {
                 let _ = poll_write(registration, std::task::Waker::noop());
             }
             for registration in &registrations {
-                write_ready(&mut reactor, registration, uring_reactor::Ready::WRITABLE);
+                write_ready(&mut reactor, registration, Ready::WRITABLE);
             }
             drop(registrations);
             settle(&mut reactor);
@@ -366,8 +384,8 @@ fn storm_of_writes<S: AsFd>(reactor: &mut Reactor, pairs: &[(S, S)]) {
             fill_bytes(theirs);
         }
         for registration in &registrations {
-            read_ready(reactor, registration, uring_reactor::Ready::READABLE);
-            write_ready(reactor, registration, uring_reactor::Ready::WRITABLE);
+            read_ready(reactor, registration, Ready::READABLE);
+            write_ready(reactor, registration, Ready::WRITABLE);
         }
         for (ours, _) in pairs {
             empty(ours);

@@ -49,6 +49,8 @@ use std::time::{Duration, Instant};
 const BATCH: usize = 4096;
 /// How long the end of a ring is waited for.
 const LONGEST_END: Duration = Duration::from_secs(10);
+/// How long what a ring had is waited for, if there is not enough for its successor.
+const LONGEST_SHORTAGE: Duration = Duration::from_secs(1);
 /// Waits on one thread before its table of registered rings is used.
 const WAITS_BEFORE_REGISTERING: u32 = 64;
 
@@ -72,6 +74,8 @@ struct Instance {
     /// `CLOSE` entries that were queued, by position.
     closes: VecDeque<(u64, RawFd)>,
     broken: bool,
+    /// It has made room for a successor, and must not be used.
+    ended: bool,
 }
 
 impl Instance {
@@ -95,6 +99,7 @@ impl Instance {
             submitted: 0,
             closes: VecDeque::new(),
             broken: false,
+            ended: false,
         }
     }
 
@@ -148,6 +153,28 @@ impl Instance {
         self.note_submitted(&result);
         result.map(drop)
     }
+
+    /// Ends the ring, ahead of its successor. What is left is good for nothing but a drop.
+    fn end(&mut self) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        // An index in this thread's table would keep the ring, and so its files, alive.
+        if self.process == process::generation() && self.owner == Some(process::thread()) {
+            self.ring.unregister();
+        }
+        // A `CLOSE` that was not submitted has not closed anything, here or in a parent.
+        for (position, fd) in self.closes.drain(..) {
+            if position >= self.submitted {
+                // SAFETY: `close` took the `OwnedFd` apart, and the entry that was to close it will
+                // never be submitted.
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+        // SAFETY: `standing` says `Lost` from here on, after which only `salvage`, which looks at
+        // `ended`, and `rebuild`, which replaces this, come to the instance.
+        unsafe { self.ring.end() };
+    }
 }
 
 /// The sentinel of a ring that ends here and now.
@@ -158,6 +185,14 @@ impl Instance {
 fn follower() -> Option<OwnedFd> {
     let mut follower = Instance::of(Ring::smallest().ok()?);
     follower.sentinel.take()
+}
+
+/// No locked memory or no descriptor left.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE)
+    )
 }
 
 /// Whether the ring of that sentinel is gone; if not, after having waited for it.
@@ -177,18 +212,7 @@ fn is_gone(sentinel: &OwnedFd, deadline: Instant) -> bool {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        // An index in this thread's table would keep the ring, and so its files, alive.
-        if self.process == process::generation() && self.owner == Some(process::thread()) {
-            self.ring.unregister();
-        }
-        // A `CLOSE` that was not submitted has not closed anything, here or in a parent.
-        for (position, fd) in self.closes.drain(..) {
-            if position >= self.submitted {
-                // SAFETY: `close` took the `OwnedFd` apart, and the entry that was to close it will
-                // never be submitted.
-                drop(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
-        }
+        self.end();
     }
 }
 
@@ -232,6 +256,26 @@ impl Uring {
             let far = self.far.fd().as_raw_fd();
             self.watch(FAR, far);
         }
+    }
+
+    /// An instance in the place of one that is of no use any more, and ends.
+    fn successor(&mut self) -> io::Result<Instance> {
+        let fresh = Instance::new();
+        if let Err(error) = &fresh
+            && !is_shortage(error)
+        {
+            return fresh;
+        }
+        self.graves.extend(self.instance.sentinel.take());
+        self.instance.end();
+        fresh.or_else(|_| Instance::new()).or_else(|_| {
+            // The kernel takes its time to give back what the old one had.
+            let deadline = Instant::now() + LONGEST_SHORTAGE;
+            for sentinel in &self.graves {
+                is_gone(sentinel, deadline);
+            }
+            Instance::new()
+        })
     }
 
     /// Enables the ring on this thread, and watches what is the backend's own.
@@ -383,6 +427,8 @@ impl Kernel for Uring {
     fn standing(&self) -> Standing {
         if self.instance.process != process::generation() {
             Standing::Inherited
+        } else if self.instance.ended {
+            Standing::Lost
         } else if self.instance.owner.is_none() {
             Standing::New
         } else if self.instance.broken || self.instance.owner != Some(process::thread()) {
@@ -402,7 +448,9 @@ impl Kernel for Uring {
 
     fn salvage(&mut self, batch: &mut Vec<Completion>) {
         batch.append(&mut self.made);
-        self.instance.ring.reap(batch);
+        if !self.instance.ended {
+            self.instance.ring.reap(batch);
+        }
     }
 
     fn own(&mut self, completion: Completion, batch: &mut Vec<Completion>) {
@@ -435,20 +483,18 @@ impl Kernel for Uring {
     }
 
     fn rebuild(&mut self) -> io::Result<()> {
-        let inherited = self.standing() == Standing::Inherited;
-        let mut old = std::mem::replace(&mut self.instance, Instance::new()?);
-        let sentinel = old.sentinel.take();
-        drop(old);
-        if inherited {
-            // Both are the parent's as well. The parent's ring does not end with our part in it.
+        if self.standing() == Standing::Inherited {
+            // The parent's as well, whose ring does not end with our part in it.
+            let fresh = Instance::new()?;
             self.shared.bell.replace()?;
             self.far.replace()?;
             self.graves.clear();
             self.followers.clear();
+            self.instance = fresh;
         } else {
-            // The instance stays: another loop may be watching it.
+            self.instance = self.successor()?;
+            // The epoll instance stays: another loop may be watching it.
             self.far.clear();
-            self.graves.extend(sentinel);
         }
         self.made.clear();
         self.waits = 0;

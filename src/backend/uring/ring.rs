@@ -45,6 +45,7 @@ pub(crate) struct Ring {
     /// Of the ring's descriptor in the thread's table of registered rings.
     registered: Option<u32>,
     process: u32,
+    ended: bool,
 }
 
 impl Ring {
@@ -98,6 +99,7 @@ impl Ring {
             lag: 0,
             registered: None,
             process: process::generation(),
+            ended: false,
         })
     }
 
@@ -248,6 +250,30 @@ impl Ring {
         self.ring.submitter().register_files(&[file.as_raw_fd()])
     }
 
+    /// The end, ahead of the drop: the memory is free for another ring some time after.
+    ///
+    /// # Safety
+    ///
+    /// Nothing but the drop may come after it, and [`unregister`](Ring::unregister) before.
+    pub(crate) unsafe fn end(&mut self) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        if self.process == process::generation() {
+            // SAFETY: dropped here only, and not used after.
+            unsafe { ManuallyDrop::drop(&mut self.ring) };
+            self.view.unmap();
+        } else {
+            // The mappings were not inherited (`MADV_DONTFORK`), and what is at their addresses now
+            // is somebody else's: they must not be unmapped. The descriptor was inherited, and keeps
+            // the parent's ring alive as long as it is open here.
+            let fd = self.fd();
+            // SAFETY: the ring's descriptor, which nothing closes any more.
+            drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
+            self.view.forget();
+        }
+    }
+
     /// Spares the kernel the look-up of the ring's descriptor, on this thread alone. The ring cannot
     /// be freed before [`unregister`](Ring::unregister), which only this thread can call. Since
     /// Linux 5.18; where it fails, nothing is lost.
@@ -293,18 +319,8 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if self.process == process::generation() {
-            // SAFETY: dropped here only, and not used after.
-            unsafe { ManuallyDrop::drop(&mut self.ring) };
-        } else {
-            // The mappings were not inherited (`MADV_DONTFORK`), and what is at their addresses now
-            // is somebody else's: they must not be unmapped. The descriptor was inherited, and keeps
-            // the parent's ring alive as long as it is open here.
-            let fd = self.fd();
-            // SAFETY: the ring's descriptor, which nothing closes any more.
-            drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
-            self.view.forget();
-        }
+        // SAFETY: nothing is called after a drop.
+        unsafe { self.end() };
     }
 }
 
@@ -436,6 +452,15 @@ impl View {
         }
     }
 
+    /// Nothing but the drop comes after it.
+    fn unmap(&mut self) {
+        let length = std::mem::take(&mut self.length);
+        if length > 0 {
+            // SAFETY: our mapping, to which no reference is left.
+            let _ = unsafe { rustix::mm::munmap(self.memory.as_ptr().cast(), length) };
+        }
+    }
+
     /// The mapping is not there any more.
     fn forget(&mut self) {
         self.length = 0;
@@ -444,9 +469,6 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        if self.length > 0 {
-            // SAFETY: our mapping, to which no reference is left.
-            let _ = unsafe { rustix::mm::munmap(self.memory.as_ptr().cast(), self.length) };
-        }
+        self.unmap();
     }
 }
