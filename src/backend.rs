@@ -148,9 +148,11 @@ pub(crate) trait Kernel: Send + Sync {
     /// Arms a poll that reports edges. What is ready now is reported too.
     fn arm(&mut self, token: Token, fd: RawFd, events: u16, tier: Tier);
 
-    /// Ends the poll of that token, which is in that tier, then closes a descriptor under the token
-    /// that comes with it.
-    fn cancel(&mut self, token: Token, fd: RawFd, tier: Tier, then_close: Option<(Token, OwnedFd)>);
+    /// Ends the poll of that token, which is in that tier.
+    fn cancel(&mut self, token: Token, fd: RawFd, tier: Tier);
+
+    /// Ends a near poll whose removal was answered with `EALREADY`: it was just being woken.
+    fn insist(&mut self, token: Token);
 
     /// Closes a descriptor.
     fn close(&mut self, token: Token, fd: OwnedFd);

@@ -321,7 +321,7 @@ impl Driver {
             wanted(intent, self.kernel.separate_urgent())
         };
         let fd = slot.source.fd();
-        // The urgent poll first: a close is linked to the cancel of the last one.
+        // The urgent poll first: a close follows upon the cancel of the last one.
         for (tag, wanted) in [(Tag::Urgent, urgent), (Tag::Main, main)] {
             let tier = if tag == Tag::Urgent {
                 Tier::Far
@@ -346,12 +346,13 @@ impl Driver {
                 State::Armed if wanted != watch.events || misplaced => {
                     watch.state = State::Cancelling;
                     let token = Token::new(tag, index, watch.generation);
-                    let close = if other_idle && closing {
-                        slot.close(index)
-                    } else {
-                        None
-                    };
-                    self.kernel.cancel(token, fd, armed_in, close);
+                    self.kernel.cancel(token, fd, armed_in);
+                    if other_idle
+                        && closing
+                        && let Some((token, fd)) = slot.close(index)
+                    {
+                        self.kernel.close(token, fd);
+                    }
                 }
                 State::Idle | State::Armed | State::Cancelling => {}
             }
@@ -501,11 +502,10 @@ impl Driver {
             return;
         }
         if let Some(slot) = self.slots.get_mut(token.slot() as usize) {
-            let fd = slot.source.fd();
             for tag in [Tag::Main, Tag::Urgent] {
                 let watch = slot.watch(tag);
                 if watch.state == State::Cancelling && watch.generation == token.generation() {
-                    self.kernel.cancel(token.tagged(tag), fd, Tier::Near, None);
+                    self.kernel.insist(token.tagged(tag));
                 }
             }
         }
@@ -624,7 +624,7 @@ impl Driver {
         }
         // The youngest first is the cheap order: a cancel walks past all younger polls.
         for (token, fd, tier) in cancelled.into_iter().rev() {
-            self.kernel.cancel(token, fd, tier, None);
+            self.kernel.cancel(token, fd, tier);
         }
         self.dispatch_until(|driver| driver.slots.iter().all(|(_, slot)| slot.is_quiet()))
             .is_ok_and(|(_, done)| done)

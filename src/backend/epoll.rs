@@ -223,13 +223,14 @@ impl Kernel for Epoll {
         }
     }
 
-    fn cancel(&mut self, token: Token, fd: RawFd, _: Tier, then_close: Option<(Token, OwnedFd)>) {
+    fn cancel(&mut self, token: Token, fd: RawFd, _: Tier) {
         self.shared.counters.entries.add(1);
         self.entries.remove(token, fd);
         self.finish(token, Errno::CANCELED);
-        if let Some((token, fd)) = then_close {
-            self.close(token, fd);
-        }
+    }
+
+    fn insist(&mut self, _: Token) {
+        // `epoll_ctl` does not refuse.
     }
 
     fn close(&mut self, token: Token, fd: OwnedFd) {

@@ -370,11 +370,12 @@ impl Kernel for Fake {
         self.requests.push(Request::Arm(Poll { token, fd, events }));
     }
 
-    fn cancel(&mut self, token: Token, _: RawFd, _: Tier, then_close: Option<(Token, OwnedFd)>) {
+    fn cancel(&mut self, token: Token, _: RawFd, _: Tier) {
         self.requests.push(Request::Cancel(token));
-        if let Some((token, fd)) = then_close {
-            self.requests.push(Request::Close(token, fd));
-        }
+    }
+
+    fn insist(&mut self, token: Token) {
+        self.requests.push(Request::Cancel(token));
     }
 
     fn close(&mut self, token: Token, fd: OwnedFd) {

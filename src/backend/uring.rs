@@ -5,8 +5,11 @@
 //! - **Batches.** Requests are queued and go out with the `io_uring_enter` that also waits. A full
 //!   submission queue is flushed without waiting; what the kernel does not take even then waits in
 //!   `backlog`, in order.
-//! - **Closing.** An armed poll holds its file, so a cancel is hard-linked to the `CLOSE` that
-//!   follows: the peer sees the end in the same call. `closes` remembers the descriptors of `CLOSE`
+//! - **Ending a poll.** `POLL_REMOVE` costs half of what `ASYNC_CANCEL` does, but refuses (`EALREADY`)
+//!   while a wake-up is under way; only then is the other used.
+//! - **Closing.** An armed poll holds its file, so the removal goes in front of the `CLOSE`: the peer
+//!   sees the end in the same call. Linked they need not be, for neither waits for anything, and
+//!   whichever comes second lets go of the file. `closes` remembers the descriptors of `CLOSE`
 //!   entries that have not been submitted, which would leak with the ring.
 //! - **The bell** is one more multishot poll. An overflow can end it; then it is armed again.
 //! - **The far tier** is an epoll instance, which the ring watches, for what a ring cannot do:
@@ -292,11 +295,11 @@ impl Uring {
         self.instance.enter(0, None)
     }
 
-    fn close_entry(&mut self, token: Token, fd: OwnedFd) {
-        let fd = fd.into_raw_fd();
-        self.instance.closes.push_back((self.instance.pushed, fd));
-        let entry = opcode::Close::new(types::Fd(fd)).build();
-        self.instance.push(entry.user_data(token.0));
+    /// Queues an entry that ends a poll, and answers only if it does not.
+    fn remove(&mut self, token: Token, entry: squeue::Entry) {
+        let entry = entry.flags(Flags::SKIP_SUCCESS);
+        self.instance
+            .push(entry.user_data(token.tagged(Tag::Cancel).0));
     }
 }
 
@@ -324,39 +327,27 @@ impl Kernel for Uring {
         }
     }
 
-    fn cancel(
-        &mut self,
-        token: Token,
-        fd: RawFd,
-        tier: Tier,
-        then_close: Option<(Token, OwnedFd)>,
-    ) {
-        self.shared
-            .counters
-            .entries
-            .add(1 + u64::from(then_close.is_some()));
-        if tier == Tier::Far {
+    fn cancel(&mut self, token: Token, fd: RawFd, tier: Tier) {
+        self.shared.counters.entries.add(1);
+        if tier == Tier::Near {
+            self.remove(token, opcode::PollRemove::new(token.0).build());
+        } else {
             self.far.remove(token, fd);
             self.made.push(Completion::end(token, libc::ECANCELED));
-            if let Some((token, fd)) = then_close {
-                self.close_entry(token, fd);
-            }
-            return;
         }
-        let entry = opcode::PollRemove::new(token.0).build();
-        self.instance.push(
-            entry
-                .flags(Flags::SKIP_SUCCESS)
-                .user_data(token.tagged(Tag::Cancel).0),
-        );
-        if let Some((token, fd)) = then_close {
-            self.close_entry(token, fd);
-        }
+    }
+
+    fn insist(&mut self, token: Token) {
+        self.shared.counters.entries.add(1);
+        self.remove(token, opcode::AsyncCancel::new(token.0).build());
     }
 
     fn close(&mut self, token: Token, fd: OwnedFd) {
         self.shared.counters.entries.add(1);
-        self.close_entry(token, fd);
+        let fd = fd.into_raw_fd();
+        self.instance.closes.push_back((self.instance.pushed, fd));
+        let entry = opcode::Close::new(types::Fd(fd)).build();
+        self.instance.push(entry.user_data(token.0));
     }
 
     fn wait(&mut self, timeout: Option<Duration>, batch: &mut Vec<Completion>) -> io::Result<()> {
@@ -620,7 +611,7 @@ mod tests {
             assert_eq!(completion.result, i32::from(events::IN));
             assert!(completion.more);
         }
-        uring.cancel(POLL, watched.as_raw_fd(), Tier::Far, None);
+        uring.cancel(POLL, watched.as_raw_fd(), Tier::Far);
         let completion = next(&mut uring);
         assert_eq!(completion.result, -libc::ECANCELED);
         assert!(!completion.more);

@@ -390,7 +390,7 @@ impl Kernel for Liar {
         world.requests.push_back(Request::Arm(token));
     }
 
-    fn cancel(&mut self, token: Token, _: RawFd, _: Tier, then_close: Option<(Token, OwnedFd)>) {
+    fn cancel(&mut self, token: Token, _: RawFd, _: Tier) {
         let world = &mut *self.world();
         // It may have ended a moment ago, of which the driver hears next.
         assert!(world.used.contains(&token.0), "never armed: {token:?}");
@@ -398,9 +398,10 @@ impl Kernel for Liar {
             poll.cancelled |= poll.token == token;
         }
         world.requests.push_back(Request::Cancel(token));
-        if let Some((token, fd)) = then_close {
-            hand_over(world, token, fd);
-        }
+    }
+
+    fn insist(&mut self, token: Token) {
+        self.cancel(token, -1, Tier::Near);
     }
 
     fn close(&mut self, token: Token, fd: OwnedFd) {

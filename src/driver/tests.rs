@@ -17,7 +17,8 @@ use std::sync::Mutex;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Request {
     Arm(Token, u16, Tier),
-    Cancel(Token, bool),
+    Cancel(Token),
+    Insist(Token),
     Close,
 }
 
@@ -60,8 +61,12 @@ impl Kernel for Script {
         self.ask(Request::Arm(token, events, tier));
     }
 
-    fn cancel(&mut self, token: Token, _: RawFd, _: Tier, then_close: Option<(Token, OwnedFd)>) {
-        self.ask(Request::Cancel(token, then_close.is_some()));
+    fn cancel(&mut self, token: Token, _: RawFd, _: Tier) {
+        self.ask(Request::Cancel(token));
+    }
+
+    fn insist(&mut self, token: Token) {
+        self.ask(Request::Insist(token));
     }
 
     fn close(&mut self, _: Token, _: OwnedFd) {
@@ -172,7 +177,10 @@ impl Bench {
         let token = self.arming();
         registration.deregister_and_close(ours).unwrap();
         self.turn();
-        assert_eq!(self.kernel.requests(), [Request::Cancel(token, true)]);
+        assert_eq!(
+            self.kernel.requests(),
+            [Request::Cancel(token), Request::Close]
+        );
         self.answered(token, -libc::ECANCELED, false);
         token.tagged(Tag::Close)
     }
@@ -265,7 +273,7 @@ fn a_slot_is_free_at_its_last_completion_and_not_before() {
     let (mut registration, token) = bench.armed();
     registration.deregister(&bench.file).unwrap();
     bench.turn();
-    assert_eq!(bench.kernel.requests(), [Request::Cancel(token, false)]);
+    assert_eq!(bench.kernel.requests(), [Request::Cancel(token)]);
     assert_eq!(bench.driver.slots.len(), 1);
     // A last event on the way reaches nobody.
     assert_eq!(bench.answered(token, IN, true), 0);
@@ -312,7 +320,7 @@ fn a_cancel_that_came_too_late_is_repeated() {
     bench.turn();
     bench.kernel.requests();
     bench.answered(token.tagged(Tag::Cancel), -libc::EALREADY, false);
-    assert_eq!(bench.kernel.requests(), [Request::Cancel(token, false)]);
+    assert_eq!(bench.kernel.requests(), [Request::Insist(token)]);
     // One that found nothing is not: the end is on its way.
     bench.answered(token.tagged(Tag::Cancel), -libc::ENOENT, false);
     assert_eq!(bench.kernel.requests(), []);
@@ -328,7 +336,10 @@ fn a_descriptor_that_was_handed_over_is_closed_behind_the_cancel() {
     let token = bench.arming();
     registration.deregister_and_close(ours).unwrap();
     bench.turn();
-    assert_eq!(bench.kernel.requests(), [Request::Cancel(token, true)]);
+    assert_eq!(
+        bench.kernel.requests(),
+        [Request::Cancel(token), Request::Close]
+    );
     // The script drops what it is given.
     assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
     bench.answered(token, -libc::ECANCELED, false);
@@ -361,7 +372,7 @@ fn an_event_on_the_way_to_the_far_tier_is_heard_in_full() {
     bench.driver.shared.nested.store(true, Ordering::Release);
     bench.kernel.answer(near, IN, true);
     assert_eq!(bench.turn(), 1);
-    assert_eq!(bench.kernel.requests(), [Request::Cancel(near, false)]);
+    assert_eq!(bench.kernel.requests(), [Request::Cancel(near)]);
     let ready = registration.take_read_ready().unwrap();
     assert!(ready.is_some_and(Ready::is_readable));
     bench.answered(near, -libc::ECANCELED, false);
@@ -383,7 +394,7 @@ fn widening_an_interest_replaces_the_poll() {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     assert!(registration.poll_write_ready(&mut cx).is_pending());
     bench.turn();
-    assert_eq!(bench.kernel.requests(), [Request::Cancel(first, false)]);
+    assert_eq!(bench.kernel.requests(), [Request::Cancel(first)]);
     bench.answered(first, -libc::ECANCELED, false);
     match bench.kernel.requests()[..] {
         [Request::Arm(_, wanted, Tier::Near)] => {
