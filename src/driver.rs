@@ -63,6 +63,8 @@ pub(crate) struct Driver {
     ended: Vec<u32>,
     /// Sources that are done with, but whose files a replaced ring may still hold.
     haunted: Vec<Arc<Source>>,
+    /// A poll that refused to end has been told so once more.
+    insists: bool,
     /// Where new polls go.
     tier: Tier,
     /// The backend knows that its descriptor counts.
@@ -88,6 +90,7 @@ impl Driver {
             batch: Vec::with_capacity(256),
             ended: Vec::new(),
             haunted: Vec::new(),
+            insists: false,
             tier: Tier::Near,
             nested: false,
             generation: 0,
@@ -126,6 +129,12 @@ impl Driver {
         }
         events += self.dispatch();
         self.recover();
+        if std::mem::take(&mut self.insists) {
+            // Whoever was deregistered counts on this turn to let go of the file.
+            waited = waited.and(self.kernel.wait(NOW, &mut self.batch));
+            events += self.dispatch();
+            self.recover();
+        }
         if nested {
             self.settle()?;
         }
@@ -506,6 +515,7 @@ impl Driver {
                 let watch = slot.watch(tag);
                 if watch.state == State::Cancelling && watch.generation == token.generation() {
                     self.kernel.insist(token.tagged(tag));
+                    self.insists = true;
                 }
             }
         }

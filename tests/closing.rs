@@ -7,7 +7,7 @@ mod common;
 use common::descriptors::*;
 use common::*;
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,11 +30,22 @@ const KINDS: [Kind; 4] = [Kind::Tcp, Kind::Unix, Kind::Pipe, Kind::Listener];
 
 /// How to find out that it is closed.
 type Seen = Box<dyn Fn() -> bool>;
+/// How to make it ready.
+type Poke = Box<dyn Fn()>;
 
-fn open(kind: Kind) -> (OwnedFd, Seen) {
-    fn pair<A: Into<OwnedFd>, B: Into<OwnedFd>>((ours, theirs): (A, B)) -> (OwnedFd, Seen) {
+fn open(kind: Kind) -> (OwnedFd, Seen, Poke) {
+    fn pair<A: Into<OwnedFd>, B: Into<OwnedFd>>((ours, theirs): (A, B)) -> (OwnedFd, Seen, Poke) {
         let theirs = theirs.into();
-        (ours.into(), Box::new(move || at_end(&theirs)))
+        let other = theirs.try_clone().unwrap();
+        let poke = move || {
+            // A pipe is read at this end.
+            let _ = rustix::io::write(&other, b"x");
+        };
+        (
+            ours.into(),
+            Box::new(move || at_end(&theirs)),
+            Box::new(poke),
+        )
     }
     match kind {
         Kind::Tcp => pair(tcp_pair()),
@@ -48,7 +59,8 @@ fn open(kind: Kind) -> (OwnedFd, Seen) {
             nonblocking(&listener);
             let address = listener.local_addr().unwrap();
             let seen = move || TcpListener::bind(address).is_ok();
-            (listener.into(), Box::new(seen))
+            let poke = move || drop(TcpStream::connect(address).unwrap());
+            (listener.into(), Box::new(seen), Box::new(poke))
         }
     }
 }
@@ -146,12 +158,15 @@ fn time_elsewhere(handle: &Handle, before: impl Fn()) {
     for (way, name) in WAYS.into_iter().enumerate() {
         for kind in KINDS {
             let mut times = Times::new(format!("{name}, {kind:?}"));
-            for _ in 0..ROUNDS {
-                let (io, seen) = open(kind);
+            for round in 0..ROUNDS {
+                let (io, seen, poke) = open(kind);
                 let registered = Registered::new(way, io, handle);
                 pass(handle);
                 before();
                 assert!(!seen());
+                if round % 2 == 1 {
+                    poke();
+                }
                 let start = Instant::now();
                 let at_once = registered.end();
                 if at_once {
@@ -197,7 +212,7 @@ fn time_without_turns(name: &str, mut reactor: impl FnMut() -> (Handle, Box<dyn 
         let open: Vec<_> = KINDS
             .into_iter()
             .map(|kind| {
-                let (io, seen) = open(kind);
+                let (io, seen, _) = open(kind);
                 (kind, Registered::new(way, io, &handle), seen)
             })
             .collect();
@@ -249,7 +264,7 @@ both_backends_in_child! {
             let open: Vec<_> = KINDS
                 .into_iter()
                 .map(|kind| {
-                    let (io, seen) = open(kind);
+                    let (io, seen, _) = open(kind);
                     (kind, Registered::new(way, io, &first.handle()), seen)
                 })
                 .collect();
@@ -307,11 +322,15 @@ both_backends_in_child! {
         for (way, name) in WAYS.into_iter().enumerate() {
             for kind in KINDS {
                 let mut times = Times::new(format!("{name}, {kind:?}"));
-                for _ in 0..ROUNDS {
-                    let (io, seen) = open(kind);
+                for round in 0..ROUNDS {
+                    let (io, seen, poke) = open(kind);
                     let registered = Registered::new(way, io, &reactor.handle());
                     settle(&mut reactor);
                     assert!(!seen());
+                    if round % 2 == 1 {
+                        // A wake-up is under way.
+                        poke();
+                    }
                     let start = Instant::now();
                     if let Registered::Closed(io) = registered {
                         reactor.block_on(io.close()).unwrap().unwrap();
@@ -362,7 +381,7 @@ both_backends_in_child! {
                 let open: Vec<_> = KINDS
                     .into_iter()
                     .map(|kind| {
-                        let (io, seen) = open(kind);
+                        let (io, seen, _) = open(kind);
                         (Registered::new(way, io, &reactor.handle()), seen)
                     })
                     .collect();
