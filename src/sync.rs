@@ -35,10 +35,14 @@ mod primitive {
     /// Runs a user's waker and keeps its panic from reaching the caller, who has other wakers to
     /// call. The panic hook has reported it by then.
     pub(crate) fn contain(f: impl FnOnce()) {
-        if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(f)) {
             tracing::error!("a waker panicked while the reactor called it");
-            // The payload's own destructor is the user's code too.
-            std::mem::forget(panic);
+            // The payload's own destructor is the user's code too. If that panics, enough is enough.
+            if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(another);
+            }
         }
     }
 }

@@ -342,6 +342,36 @@ both_backends! {
         assert_eq!(dropped.get(), 1);
     }
 
+    fn what_one_panics_with_is_dropped(backend: Backend) {
+        /// Counts its end, which may be another panic.
+        struct Payload(Arc<Count>, bool);
+
+        impl Drop for Payload {
+            fn drop(&mut self) {
+                self.0.wake_by_ref();
+                if self.1 {
+                    panic!("on purpose");
+                }
+            }
+        }
+
+        let mut reactor = reactor(backend);
+        let event = event_fd();
+        let registration = register_interest(&event, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        for panics in [false, true] {
+            let (dropped, _) = counting_waker();
+            let counted = Arc::clone(&dropped);
+            let waker = waker_fn(move || {
+                panic::panic_any(Payload(Arc::clone(&counted), panics));
+            });
+            assert!(poll_read(&registration, &waker).is_pending());
+            signal(&event);
+            turn_until(&mut reactor, || dropped.get() == 1);
+            assert!(registration.take_read_ready().unwrap().is_some());
+        }
+    }
+
     fn one_whose_clone_panics_leaves_the_registration_as_it_was(backend: Backend) {
         let mut reactor = reactor(backend);
         let event = event_fd();
