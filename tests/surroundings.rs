@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 use uring_reactor::{AsyncFd, Backend, Interest, Reactor, Ready, Registration};
@@ -161,6 +161,8 @@ fn fail_at_random(listener: &OwnedFd, errnos: &[i32], n: u64) -> u64 {
     }
 }
 
+static KEPT: Mutex<Vec<Reactor>> = Mutex::new(Vec::new());
+
 /// Turns a reactor whose waits fail at random with these numbers.
 fn survives(backend: Backend, errnos: &'static [i32]) {
     let (listeners, listener) = mpsc::channel();
@@ -186,8 +188,8 @@ fn survives(backend: Backend, errnos: &'static [i32]) {
         });
         // SAFETY: no precondition. The supervisor takes it for the end.
         unsafe { libc::syscall(libc::SYS_getppid) };
-        // The reactor ends with nobody to answer for its calls.
-        mem::forget(reactor);
+        // It cannot end with nobody to answer for its calls.
+        KEPT.lock().unwrap().push(reactor);
     });
     let listener = listener.recv().unwrap();
     let failed = fail_at_random(&listener, errnos, 4);

@@ -131,6 +131,13 @@ struct Bench {
     file: File,
 }
 
+/// A driver that was not shut down would leave its sources behind.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 impl Bench {
     fn new() -> Bench {
         let shared = Arc::new(Shared::new(Bell::new().unwrap()));
@@ -141,6 +148,13 @@ impl Bench {
             handle: Handle::from_shared(shared),
             file: File::open("/dev/zero").unwrap(),
         }
+    }
+
+    /// Shuts the driver down. Another takes its place.
+    fn end(&mut self) {
+        let shared = Arc::new(Shared::new(Bell::new().unwrap()));
+        let other = Driver::new(Box::new(Script::default()), shared);
+        std::mem::replace(&mut self.driver, other).shut_down();
     }
 
     fn turn(&mut self) -> usize {
@@ -410,17 +424,12 @@ fn the_end_of_the_driver_reaches_every_registration() {
     let (armed, _) = bench.armed();
     let queued = Registration::new();
     queued.register_with(&bench.file, &bench.handle).unwrap();
-    let Bench {
-        driver,
-        handle,
-        file,
-        ..
-    } = bench;
-    driver.shut_down();
+    bench.end();
     for registration in [armed, queued] {
         let error = registration.take_read_ready().unwrap_err();
         let reason = error.get_ref().and_then(|inner| inner.downcast_ref());
         assert!(matches!(reason, Some(Error::ReactorGone)));
     }
-    assert!(Registration::new().register_with(&file, &handle).is_err());
+    let late = Registration::new().register_with(&bench.file, &bench.handle);
+    assert!(late.is_err());
 }
