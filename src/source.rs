@@ -369,33 +369,23 @@ impl Source {
     /// Edges came in: sets their bits and calls who waits for them. False if the registration has
     /// ended and nobody hears of them.
     pub(crate) fn dispatch(&self, ready: Ready) -> bool {
-        let news = Word::EMPTY.with_edges(ready);
-        let concerned = Direction::BOTH.map(|direction| !news.edges(direction).is_empty());
+        let directions = Word::concerned(ready);
         let claimed = self.step(|word| {
             if word.end().is_some() {
                 return None;
             }
-            let mut after = word.with_edges(ready);
-            for direction in Direction::BOTH {
-                if concerned[direction as usize] {
-                    after = after.without_listed(direction);
-                    if word.waits(direction) && !word.busy(direction) {
-                        after = after.without_waits(direction).with_busy(direction);
-                    }
-                }
-            }
-            Some((after, ()))
+            let claimed = word
+                .with_edges(ready)
+                .claimed(word.idle_waiters(directions), word.lists(directions));
+            Some((claimed, ()))
         });
-        let Ok((before, ())) = claimed else {
-            return false;
-        };
-        for direction in Direction::BOTH {
-            if concerned[direction as usize] && before.waits(direction) && !before.busy(direction) {
-                self.call(direction);
+        match claimed {
+            Ok((before, ())) => {
+                self.call_waiters(before, directions);
+                true
             }
+            Err(_) => false,
         }
-        self.call_listed(before, |direction| concerned[direction as usize]);
-        true
     }
 
     /// The registration ends: every waiter is called, and every call from now on is answered with
@@ -431,29 +421,27 @@ impl Source {
 
     /// A change that everybody must hear of.
     fn finish(&self, change: impl Fn(Word) -> Word) {
+        let directions = 0b11;
         let (before, ()) = self.advance(|word| {
-            let mut after = change(word);
-            for direction in Direction::BOTH {
-                after = after.without_listed(direction);
-                if word.waits(direction) && !word.busy(direction) {
-                    after = after.without_waits(direction).with_busy(direction);
-                }
-            }
-            (after, ())
+            let claimed =
+                change(word).claimed(word.idle_waiters(directions), word.lists(directions));
+            (claimed, ())
         });
+        self.call_waiters(before, directions);
+    }
+
+    /// Calls everybody who waited for these directions before they were claimed. Whoever is at a cell
+    /// finds the change when it gives the cell back.
+    fn call_waiters(&self, before: Word, directions: u64) {
+        let cells = before.idle_waiters(directions);
         for direction in Direction::BOTH {
-            // Whoever is at the cell finds the change when it gives the cell back.
-            if before.waits(direction) && !before.busy(direction) {
+            if direction.is_in(cells) {
                 self.call(direction);
             }
         }
-        self.call_listed(before, |_| true);
-    }
-
-    fn call_listed(&self, before: Word, directions: impl Fn(Direction) -> bool) {
-        let listed = |direction| before.listed(direction) && directions(direction);
-        if Direction::BOTH.into_iter().any(listed) {
-            self.waiters().wake(listed);
+        let lists = before.lists(directions);
+        if lists != 0 {
+            self.waiters().wake(|direction| direction.is_in(lists));
         }
     }
 }

@@ -351,7 +351,9 @@ impl Kernel for Uring {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, batch: &mut Vec<Completion>) -> io::Result<()> {
-        batch.append(&mut self.made);
+        if !self.made.is_empty() {
+            batch.append(&mut self.made);
+        }
         let Uring {
             instance, shared, ..
         } = self;

@@ -38,6 +38,11 @@ pub(crate) enum Direction {
 impl Direction {
     pub(crate) const BOTH: [Direction; 2] = [Direction::Read, Direction::Write];
 
+    /// True if it is one of these, which are given as bits.
+    pub(crate) const fn is_in(self, directions: u64) -> bool {
+        directions & (1 << self as u32) != 0
+    }
+
     /// True if a waiter with this interest listens to this direction.
     pub(crate) fn serves(self, interest: Interest) -> bool {
         match self {
@@ -104,6 +109,27 @@ impl Word {
             bits |= WRITE_ERROR;
         }
         Word((self.0 | bits).wrapping_add(TICK))
+    }
+
+    /// The directions, as bits, whose streams these edges are news for.
+    pub(crate) const fn concerned(ready: Ready) -> u64 {
+        let bits = ready.bits() as u64;
+        (bits & READ_BITS != 0) as u64 | ((bits & (WRITABLE | HUP | READ_ERROR) != 0) as u64) << 1
+    }
+
+    /// The directions, as bits, of those that are given whose cell has a waker and nobody at it.
+    pub(crate) const fn idle_waiters(self, directions: u64) -> u64 {
+        (self.0 / WAITS) & !(self.0 / BUSY) & directions
+    }
+
+    /// The directions, as bits, of those that are given which have a list to be woken.
+    pub(crate) const fn lists(self, directions: u64) -> u64 {
+        (self.0 / LISTED) & directions
+    }
+
+    /// The word after whoever changes it has taken on the cells and the lists of these directions.
+    pub(crate) const fn claimed(self, cells: u64, lists: u64) -> Word {
+        Word((self.0 & !(cells * WAITS) & !(lists * LISTED)) | (cells * BUSY))
     }
 
     /// What the stream of this direction has to report.
@@ -190,16 +216,8 @@ impl Word {
         self.without(BUSY << direction as u32)
     }
 
-    pub(crate) const fn listed(self, direction: Direction) -> bool {
-        self.has(LISTED << direction as u32)
-    }
-
     pub(crate) const fn with_listed(self, direction: Direction) -> Word {
         self.with(LISTED << direction as u32)
-    }
-
-    pub(crate) const fn without_listed(self, direction: Direction) -> Word {
-        self.without(LISTED << direction as u32)
     }
 
     /// The word after this end. An end that came before stays.
@@ -251,8 +269,17 @@ mod tests {
             assert!(word.busy(direction) && !word.busy(other));
             assert_eq!(word.without_busy(direction), Word::EMPTY);
             let word = Word::EMPTY.with_listed(direction);
-            assert!(word.listed(direction) && !word.listed(other));
-            assert_eq!(word.without_listed(direction), Word::EMPTY);
+            let bit = 1 << direction as u32;
+            assert_eq!(word.lists(0b11), bit);
+            assert_eq!(word.claimed(0, bit), Word::EMPTY);
+            let word = Word::EMPTY.with_waits(direction).with_listed(other);
+            assert_eq!(word.idle_waiters(0b11), bit);
+            assert_eq!(word.idle_waiters(0b11 & !bit), 0);
+            assert_eq!(
+                word.claimed(bit, 0),
+                Word::EMPTY.with_busy(direction).with_listed(other)
+            );
+            assert_eq!(word.with_busy(direction).idle_waiters(0b11), 0);
         }
         assert!(Word::EMPTY.with_released().released());
         assert_eq!(Word::EMPTY.with_released().end(), None);
@@ -292,6 +319,21 @@ mod tests {
             Word::EMPTY.with_edges(Ready::READ_CLOSED).edges(Write),
             Ready::EMPTY
         );
+    }
+
+    #[test]
+    fn edges_concern_the_streams_that_report_them() {
+        for bits in 0..=Ready::ALL.bits() {
+            let ready = Ready::from_bits(bits);
+            let word = Word::EMPTY.with_edges(ready);
+            for direction in Direction::BOTH {
+                assert_eq!(
+                    direction.is_in(Word::concerned(ready)),
+                    !word.edges(direction).is_empty(),
+                    "{ready:?} {direction:?}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -12,9 +12,12 @@
 //! `LAG + 1` blocks for one event and harvests `LAG + 1`.
 
 use crate::backend::{Completion, Token, process};
-use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
-use rustix::io_uring::{IoringEnterFlags as Flags, io_uring_params};
+use rustix::io_uring::{
+    IoringEnterFlags as Flags, io_uring_enter, io_uring_enter_arg, io_uring_getevents_arg,
+    io_uring_params, io_uring_ptr,
+};
+use rustix::time::Timespec;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -178,33 +181,26 @@ impl Ring {
             }
             None => self.fd(),
         };
-        let timespec = timeout.map(Timespec::from);
-        let arguments = timespec.as_ref().map(|timespec| {
-            flags |= Flags::EXT_ARG;
-            SubmitArgs::new().timespec(timespec)
-        });
-        let (pointer, size) = match &arguments {
-            Some(arguments) => (
-                std::ptr::from_ref(arguments).cast(),
-                size_of::<SubmitArgs<'_, '_>>(),
-            ),
-            None => (std::ptr::null::<libc::c_void>(), 0),
-        };
-        // SAFETY: `fd` is our ring, or its index in this thread's table. `SubmitArgs` is the crate's
-        // transparent `io_uring_getevents_arg`, and it and its timespec outlive the call. What the
-        // queued entries refer to is the promise of `push`.
+        // SAFETY: our ring, which is open, or its index in this thread's table, which is used as such.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let timespec;
+        // SAFETY: the argument and its timespec outlive the call, and what the queued entries refer to
+        // is the promise of `push`.
         let result = unsafe {
-            libc::syscall(
-                libc::SYS_io_uring_enter,
-                fd,
-                self.queued,
-                least,
-                flags.bits(),
-                pointer,
-                size,
-            )
+            match timeout {
+                None => io_uring_enter(fd, self.queued, least, flags),
+                Some(timeout) => {
+                    timespec = Timespec::try_from(timeout).unwrap_or_default();
+                    let argument = io_uring_getevents_arg {
+                        ts: io_uring_ptr::new((&raw const timespec).cast_mut().cast()),
+                        ..io_uring_getevents_arg::default()
+                    };
+                    flags |= Flags::EXT_ARG;
+                    io_uring_enter_arg(fd, self.queued, least, flags, Some(&argument))
+                }
+            }
         };
-        let submitted = u32::try_from(result).map_err(|_| io::Error::last_os_error())?;
+        let submitted = result?;
         self.queued -= submitted;
         Ok(submitted)
     }
