@@ -167,9 +167,19 @@ pub(crate) trait Kernel: Send + Sync {
         false
     }
 
+    /// Whether there are requests that were kept back.
+    fn has_requests(&self) -> bool {
+        false
+    }
+
     /// Whether a wait would end at once, as far as that is known without a system call. Work that was
     /// announced may come to nothing.
     fn has_news(&self) -> bool;
+
+    /// As [`has_news`](Kernel::has_news), for a turn that spins, and so may make a system call.
+    fn look(&self) -> bool {
+        self.has_news()
+    }
 
     /// Acts on a completion of the backend's own ([`Tag::Internal`]), which may bring more.
     fn own(&mut self, completion: Completion, batch: &mut Vec<Completion>);

@@ -30,9 +30,10 @@ use crate::source::{NO_SLOT, RETIRED, Source};
 use crate::sync::{Arc, Ordering};
 use slab::Slab;
 use slot::{Fd, Slot, State, Watch, wanted};
+use std::hint;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
 /// Registrations that are cancelled one by one when the reactor ends. More are left to the end of
@@ -65,6 +66,8 @@ pub(crate) struct Driver {
     haunted: Vec<Arc<Source>>,
     /// A poll that refused to end has been told so once more.
     insists: bool,
+    /// How long a turn looks for news before it sleeps.
+    spin: Duration,
     /// Where new polls go.
     tier: Tier,
     /// The backend knows that its descriptor counts.
@@ -82,7 +85,7 @@ impl std::fmt::Debug for Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(kernel: Box<dyn Kernel>, shared: Arc<Shared>) -> Driver {
+    pub(crate) fn new(kernel: Box<dyn Kernel>, shared: Arc<Shared>, spin: Duration) -> Driver {
         Driver {
             kernel,
             slots: Slab::new(),
@@ -90,6 +93,7 @@ impl Driver {
             batch: Vec::with_capacity(256),
             ended: Vec::new(),
             haunted: Vec::new(),
+            spin,
             insists: false,
             tier: Tier::Near,
             nested: false,
@@ -120,7 +124,12 @@ impl Driver {
         }
         // Whoever was woken for these may be this thread's next task.
         let timeout = if events > 0 { NOW } else { timeout };
-        let ended = self.slots.len() < held;
+        let mut ended = self.slots.len() < held;
+        let timeout = if self.spin.is_zero() || timeout == NOW || self.kernel.has_news() {
+            timeout
+        } else {
+            self.spin(timeout, &mut ended, &idle)?
+        };
         let mut rest = self.admit(timeout, ended, true, &idle);
         let mut waited = self.wait(rest, timeout);
         if rest == Rest::Glance && self.batch.is_empty() && waited.is_ok() {
@@ -223,6 +232,36 @@ impl Driver {
             waited?;
         }
         Ok((events, done(self)))
+    }
+
+    /// Looks for news for a while, without sleeping. Returns what is left of the timeout.
+    fn spin(
+        &mut self,
+        timeout: Option<Duration>,
+        ended: &mut bool,
+        idle: impl Fn() -> bool,
+    ) -> io::Result<Option<Duration>> {
+        let begun = Instant::now();
+        let limit = timeout.map_or(self.spin, |timeout| timeout.min(self.spin));
+        loop {
+            for source in self.shared.intake.drain() {
+                *ended = true;
+                self.attend(source);
+            }
+            if self.kernel.has_requests() {
+                self.kernel.wait(NOW, &mut self.batch)?;
+            }
+            let news = !self.batch.is_empty()
+                || (*ended && self.is_settled())
+                || !self.shared.doorbell.is_quiet()
+                || !idle()
+                || self.kernel.look();
+            let elapsed = begun.elapsed();
+            if news || elapsed >= limit {
+                return Ok(timeout.map(|timeout| timeout.saturating_sub(elapsed)));
+            }
+            hint::spin_loop();
+        }
     }
 
     /// The wait of a turn, after [`admit`](Driver::admit).

@@ -17,7 +17,9 @@ use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events, pro
 use crate::shared::Shared;
 use crate::sync::Arc;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
@@ -255,6 +257,12 @@ impl Kernel for Epoll {
 
     fn has_news(&self) -> bool {
         !self.made.is_empty()
+    }
+
+    fn look(&self) -> bool {
+        let mut watched = [PollFd::new(&self.entries.epoll, PollFlags::IN)];
+        let ready = poll(&mut watched, Some(&Timespec::default()));
+        self.has_news() || ready != Ok(0)
     }
 
     fn own(&mut self, _: Completion, _: &mut Vec<Completion>) {

@@ -401,10 +401,11 @@ impl Kernel for Uring {
     }
 
     fn is_quiet(&self) -> bool {
-        self.standing() == Standing::Ready
-            && self.instance.ring.queued() == 0
-            && self.instance.backlog.is_empty()
-            && !self.has_news()
+        self.standing() == Standing::Ready && !self.has_requests() && !self.has_news()
+    }
+
+    fn has_requests(&self) -> bool {
+        self.instance.ring.queued() > 0 || !self.instance.backlog.is_empty()
     }
 
     fn has_news(&self) -> bool {

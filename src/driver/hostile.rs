@@ -591,7 +591,11 @@ impl Bench {
         };
         let shared = Arc::new(Shared::new(Bell::new().unwrap()));
         Bench {
-            driver: Some(Driver::new(Box::new(kernel.clone()), Arc::clone(&shared))),
+            driver: Some(Driver::new(
+                Box::new(kernel.clone()),
+                Arc::clone(&shared),
+                Duration::ZERO,
+            )),
             kernel,
             handle: Handle::from_shared(shared),
             users: Vec::new(),

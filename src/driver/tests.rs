@@ -143,7 +143,11 @@ impl Bench {
         let shared = Arc::new(Shared::new(Bell::new().unwrap()));
         let kernel = Script::default();
         Bench {
-            driver: Driver::new(Box::new(kernel.clone()), Arc::clone(&shared)),
+            driver: Driver::new(
+                Box::new(kernel.clone()),
+                Arc::clone(&shared),
+                Duration::ZERO,
+            ),
             kernel,
             handle: Handle::from_shared(shared),
             file: File::open("/dev/zero").unwrap(),
@@ -153,7 +157,7 @@ impl Bench {
     /// Shuts the driver down. Another takes its place.
     fn end(&mut self) {
         let shared = Arc::new(Shared::new(Bell::new().unwrap()));
-        let other = Driver::new(Box::new(Script::default()), shared);
+        let other = Driver::new(Box::new(Script::default()), shared, Duration::ZERO);
         std::mem::replace(&mut self.driver, other).shut_down();
     }
 
