@@ -5,6 +5,7 @@
 //! cargo bench --bench vs_epoll -- --full          everything
 //! cargo bench --bench vs_epoll -- echo idle       workloads whose names contain one of these
 //! cargo bench --bench vs_epoll -- --list          the names; those of the short set have a star
+//! cargo bench --bench vs_epoll -- --readme        the short set, and its figures go to the README
 //! cargo bench --bench vs_epoll -- --smoke ...     too short to mean anything: does it work?
 //! cargo bench --bench vs_epoll -- --alone NAME    our side only, for a profiler
 //! ```
@@ -61,6 +62,7 @@ fn run() -> io::Result<()> {
         smoke,
         alone,
         list,
+        readme,
         filters,
     } = Arguments::parse()?;
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|part| name.contains(part));
@@ -125,6 +127,9 @@ fn run() -> io::Result<()> {
     ] {
         println!("  {}", report::write(name, &text)?.display());
     }
+    if readme {
+        report::publish(&rows, &machine, &chart::svg(&rows, &machine))?;
+    }
     Ok(())
 }
 
@@ -134,6 +139,7 @@ struct Arguments {
     smoke: bool,
     alone: bool,
     list: bool,
+    readme: bool,
     filters: Vec<String>,
 }
 
@@ -149,8 +155,9 @@ impl Arguments {
                 "--smoke" => arguments.smoke = true,
                 "--alone" => arguments.alone = true,
                 "--list" => arguments.list = true,
+                "--readme" => arguments.readme = true,
                 option if option.starts_with('-') => {
-                    let usage = "cargo bench --bench vs_epoll -- [--full|--smoke|--alone] [--list] [NAME]...";
+                    let usage = "cargo bench --bench vs_epoll -- [--full|--smoke|--alone] [--list] [--readme] [NAME]...";
                     return Err(io::Error::other(format!("{option}? usage: {usage}")));
                 }
                 _ => arguments.filters.push(argument),

@@ -135,6 +135,28 @@ pub(crate) fn json(rows: &[Row]) -> String {
     format!("[\n{}\n]\n", objects.join(",\n"))
 }
 
+/// Puts table and chart into the README, between two marks.
+pub(crate) fn publish(rows: &[Row], machine: &str, chart: &str) -> io::Result<()> {
+    const BEGIN: &str = "<!-- figures: begin -->\n";
+    const END: &str = "<!-- figures: end -->";
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::write(root.join("benches/vs_epoll.svg"), chart)?;
+    let path = root.join("README.md");
+    let text = fs::read_to_string(&path)?;
+    let (Some(begin), Some(end)) = (text.find(BEGIN), text.find(END)) else {
+        return Err(io::Error::other("the README has no place for figures"));
+    };
+    let readme = format!(
+        "{}![Ratios to each peer, as bars](benches/vs_epoll.svg)\n\n\
+         Measured on {machine}.\n\n\
+         <details>\n<summary>All figures</summary>\n\n{}\n</details>\n{}",
+        &text[..begin + BEGIN.len()],
+        table(rows),
+        &text[end..],
+    );
+    fs::write(path, readme)
+}
+
 /// Writes a file to cargo's target directory and returns where it is.
 pub(crate) fn write(name: &str, text: &str) -> io::Result<PathBuf> {
     let path = target_directory()?.join(name);
@@ -170,6 +192,8 @@ pub(crate) fn machine() -> String {
         });
     let cores = crate::system::processors().len();
     let kernel = read("/proc/sys/kernel/osrelease");
+    // What follows the version is the distributor's.
+    let kernel = kernel.split('-').next().unwrap_or_default();
     let load = read("/proc/loadavg");
     let load: Vec<&str> = load.split_whitespace().take(3).collect();
     format!(
