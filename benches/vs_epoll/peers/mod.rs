@@ -11,6 +11,7 @@ mod ring;
 
 use crate::measure::{Contender, Side};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 use uring_reactor::Backend;
 
 pub(crate) use ours::{Ours, Wakers};
@@ -121,6 +122,9 @@ pub(crate) trait Workload {
     /// What the wakers of ours do.
     const WAKERS: Wakers = Wakers::Count;
 
+    /// How long ours looks for events before it sleeps.
+    const SPIN: Duration = Duration::ZERO;
+
     fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side>;
 }
 
@@ -132,8 +136,8 @@ pub(crate) trait SharedWorkload {
 impl Peer {
     pub(crate) fn side<L: Workload>(self, workload: &L) -> Box<dyn Side> {
         match self {
-            Peer::Ours => workload.side(Ours::new(Backend::Uring, L::WAKERS)),
-            Peer::OursOnEpoll => workload.side(Ours::new(Backend::Epoll, L::WAKERS)),
+            Peer::Ours => workload.side(Ours::new(Backend::Uring, L::WAKERS, L::SPIN)),
+            Peer::OursOnEpoll => workload.side(Ours::new(Backend::Epoll, L::WAKERS, L::SPIN)),
             Peer::Epoll => workload.side(epoll::Epoll::new()),
             Peer::Ring => workload.side(ring::Ring::new(ring::Head::Exact)),
             Peer::LaggedRing => workload.side(ring::Ring::new(ring::Head::Lagged)),
@@ -145,8 +149,8 @@ impl Peer {
     /// A bare ring takes nothing from other threads.
     pub(crate) fn shared_side(self, workload: &impl SharedWorkload) -> Box<dyn Side> {
         match self {
-            Peer::Ours => workload.side(Ours::new(Backend::Uring, Wakers::Count)),
-            Peer::OursOnEpoll => workload.side(Ours::new(Backend::Epoll, Wakers::Count)),
+            Peer::Ours => workload.side(Ours::shared(Backend::Uring)),
+            Peer::OursOnEpoll => workload.side(Ours::shared(Backend::Epoll)),
             Peer::Epoll => workload.side(epoll::Epoll::new()),
             Peer::Mio => workload.side(mio::Mio::new()),
             Peer::Polling => workload.side(polling::Polling::new()),

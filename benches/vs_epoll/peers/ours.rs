@@ -30,8 +30,12 @@ pub(crate) struct Ours {
 }
 
 impl Ours {
-    pub(crate) fn new(backend: Backend, kind: Wakers) -> Ours {
-        let reactor = Reactor::builder().backend(backend).build();
+    pub(crate) fn shared(backend: Backend) -> Ours {
+        Ours::new(backend, Wakers::Count, Duration::ZERO)
+    }
+
+    pub(crate) fn new(backend: Backend, kind: Wakers, spin: Duration) -> Ours {
+        let reactor = Reactor::builder().backend(backend).spin(spin).build();
         let reactor = reactor.expect("this system has the backend");
         Ours {
             handle: reactor.handle(),

@@ -1,7 +1,8 @@
 //! One client that sends 64 bytes and waits for them: how long that takes, by percentile.
 //!
-//! Both threads sleep in between, so most of this is the kernel waking them. Rows are percentiles:
-//! `ours` and `peer's` of all samples, the ratio and its spread of blocks of five hundred.
+//! Both threads sleep in between, so most of this is the kernel waking them. In `pingpong/spin` ours
+//! looks for a while before it sleeps, which the others cannot. Rows are percentiles: `ours` and
+//! `peer's` of all samples, the ratio and its spread of blocks of five hundred.
 
 use super::Entry;
 use super::echo::request;
@@ -23,16 +24,21 @@ const PEERS: [Peer; 5] = [
     Peer::OursOnEpoll,
 ];
 const BLOCK: u32 = 500;
+/// Longer than the answer to an answer takes to come.
+const SPIN: Duration = Duration::from_micros(100);
 const PERCENTILES: [(&str, f64); 4] =
     [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9)];
 
 pub(super) fn entries() -> Vec<Entry> {
-    vec![Entry::new("pingpong", true, run)]
+    vec![
+        Entry::new("pingpong", true, run::<false>),
+        Entry::new("pingpong/spin", true, run::<true>),
+    ]
 }
 
-fn run(name: &str, effort: &Effort) -> Vec<Row> {
+fn run<const SPINS: bool>(name: &str, effort: &Effort) -> Vec<Row> {
     let contenders: Vec<Peer> = std::iter::once(Peer::OURS).chain(PEERS).collect();
-    let games: Vec<PingPong> = contenders.iter().map(|_| PingPong::default()).collect();
+    let games: Vec<PingPong<SPINS>> = contenders.iter().map(|_| PingPong::default()).collect();
     let mut sides: Vec<_> = contenders
         .iter()
         .zip(&games)
@@ -77,11 +83,11 @@ fn run(name: &str, effort: &Effort) -> Vec<Row> {
 
 /// Samples of one side, in the order in which they were taken.
 #[derive(Default)]
-struct PingPong {
+struct PingPong<const SPINS: bool> {
     samples: Rc<RefCell<Vec<f64>>>,
 }
 
-impl PingPong {
+impl<const SPINS: bool> PingPong<SPINS> {
     fn overall(&self, percent: f64) -> f64 {
         of(&self.samples.borrow(), percent)
     }
@@ -99,8 +105,9 @@ fn of(samples: &[f64], percent: f64) -> f64 {
     percentile(&sorted, percent)
 }
 
-impl Workload for PingPong {
+impl<const SPINS: bool> Workload for PingPong<SPINS> {
     const WAKERS: Wakers = Wakers::Enqueue;
+    const SPIN: Duration = if SPINS { SPIN } else { Duration::ZERO };
 
     fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side> {
         let server = Server::bare(watcher, Style::Keep);
