@@ -1,7 +1,7 @@
 //! The end of a registration from the user's side, against the driver that dispatches, cancels and
 //! frees.
 //!
-//! Exhaustive where two threads meet, bounded where three do.
+//! Exhaustive where two threads meet, bounded where three do and where one of two has much to do.
 
 use super::support::*;
 use crate::Registration;
@@ -151,26 +151,82 @@ fn a_cancel_that_comes_too_late_against_an_edge() {
 /// answered or woken, and knows then that the descriptor was closed.
 #[test]
 fn a_wait_for_the_release_against_it() {
-    explore(Exhaustive, || {
+    wait_for_the_release(true);
+}
+
+/// As above; the registration came and went so fast that the kernel need not hear of it.
+#[test]
+fn a_wait_for_the_release_of_what_was_never_armed() {
+    wait_for_the_release(false);
+}
+
+/// As above; the poll has ended, and the kernel takes its time with the closing.
+#[test]
+fn a_wait_for_the_release_against_a_slow_close() {
+    explore(Preemptions(3), || {
         let (mut reactor, handle, world) = reactor();
         let io = file();
         let number = io.as_raw_fd();
         let mut registration = Registration::new();
         registration.register_with(&io, &handle).unwrap();
         turn(&mut reactor);
+        world.keep_closes();
         let source = Arc::clone(&registration.source().unwrap());
         registration.deregister_and_close(io).unwrap();
         drop(registration);
+        turn(&mut reactor);
+        let kernel = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || world.let_close())
+        };
         let (count, waker) = Count::new();
         let task = {
-            let (source, waker) = (Arc::clone(&source), waker.clone());
-            thread::spawn(move || source.poll_released(&waker).is_ready())
+            let (source, waker, world) = (Arc::clone(&source), waker.clone(), Arc::clone(&world));
+            thread::spawn(move || {
+                let ready = source.poll_released(&waker).is_ready();
+                assert!(!ready || world.closed() == [number]);
+                ready
+            })
         };
+        turn(&mut reactor);
+        kernel.join().unwrap();
         settle(&mut reactor);
         let ready = task.join().unwrap();
         assert!(ready || count.get() == 1);
         assert_eq!(source.poll_released(&waker), Poll::Ready(()));
         assert_eq!(world.closed(), [number]);
+        assert!(reactor.driver_mut().is_settled());
+    });
+}
+
+fn wait_for_the_release(armed: bool) {
+    explore(Preemptions(3), move || {
+        let (mut reactor, handle, world) = reactor();
+        let io = file();
+        let number = io.as_raw_fd();
+        let mut registration = Registration::new();
+        registration.register_with(&io, &handle).unwrap();
+        if armed {
+            turn(&mut reactor);
+        }
+        let source = Arc::clone(&registration.source().unwrap());
+        registration.deregister_and_close(io).unwrap();
+        drop(registration);
+        let (count, waker) = Count::new();
+        let task = {
+            let (source, waker, world) = (Arc::clone(&source), waker.clone(), Arc::clone(&world));
+            thread::spawn(move || {
+                let ready = source.poll_released(&waker).is_ready();
+                assert!(!ready || world.memory().has_adopted());
+                ready
+            })
+        };
+        settle(&mut reactor);
+        let ready = task.join().unwrap();
+        assert!(ready || count.get() == 1);
+        assert_eq!(source.poll_released(&waker), Poll::Ready(()));
+        assert_eq!(world.memory().adopted()[0].fd, number);
+        assert_eq!(world.closed().len(), usize::from(armed));
         drop((source, waker));
         assert!(is_forgotten(&count));
     });

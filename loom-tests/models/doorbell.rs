@@ -6,6 +6,7 @@
 use super::support::*;
 use crate::backend::fake::World;
 use crate::doorbell::Parked;
+use crate::source::word::Direction::Read;
 use crate::sync::{AtomicBool, Ordering};
 use crate::{Handle, Reactor, Registration};
 use std::future::poll_fn;
@@ -284,13 +285,21 @@ fn a_reactor_that_becomes_nested_hears_of_a_wake() {
     );
 }
 
-/// As above, with a completion as the news.
+/// As above, with a completion as the news, for which a task waits: it is answered or woken.
 #[test]
 fn a_nested_reactor_hears_of_an_event() {
     explore(Preemptions(3), || {
         let (mut reactor, _handle, world, registration) = armed(10);
+        let registration = Arc::new(registration);
         let _ = reactor.as_fd();
         turn(&mut reactor);
+        let task = {
+            let registration = Arc::clone(&registration);
+            thread::spawn(move || {
+                let (count, waker) = Count::new();
+                (poll(&registration, Read, &waker).is_ready(), count)
+            })
+        };
         let kernel = {
             let world = Arc::clone(&world);
             thread::spawn(move || world.trigger(10, IN))
@@ -301,6 +310,7 @@ fn a_nested_reactor_hears_of_an_event() {
             assert_eq!(turn(&mut reactor), 1);
         }
         kernel.join().unwrap();
-        drop(registration);
+        let (ready, count) = task.join().unwrap();
+        assert!(ready || count.get() == 1);
     });
 }

@@ -121,6 +121,34 @@ fn an_end_that_comes_twice_against_deregister_and_registration() {
     });
 }
 
+/// An edge comes along with the end and is said twice: it is one edge, whether the poll is armed again
+/// in between or not.
+#[test]
+fn an_edge_and_an_end_that_come_twice_against_a_poll() {
+    explore(Preemptions(3), || {
+        let (mut reactor, _handle, world, registration) = armed(10);
+        let registration = Arc::new(registration);
+        let polled = task(&registration);
+        let kernel = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                world.end(10, i32::from(IN));
+                world.repeat_all();
+            })
+        };
+        let mut events = turn(&mut reactor);
+        kernel.join().unwrap();
+        for _ in 0..4 {
+            events += turn(&mut reactor);
+        }
+        assert_eq!(events, 1);
+        let Polled { ready, count } = polled.join().unwrap();
+        assert_eq!(count.get(), usize::from(!ready));
+        assert_eq!(registration.take_read_ready().unwrap().is_some(), !ready);
+        assert_eq!(world.armed(10).len(), 1);
+    });
+}
+
 /// The kernel's verdict against a poll: it is answered with the verdict, or woken, and the verdict
 /// stays; nothing is armed again.
 #[test]

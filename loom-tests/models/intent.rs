@@ -4,6 +4,7 @@
 
 use super::support::*;
 use crate::backend::events;
+use crate::source::intent::Intent;
 use crate::source::word::Direction::{Read, Write};
 use crate::source::{Published, Source};
 use crate::{Interest, Registration};
@@ -53,6 +54,34 @@ fn two_interest_changes_against_drain() {
         let mut wanted = [events::PRI | IN, IN | OUT | events::RDHUP];
         wanted.sort_unstable();
         assert_eq!(armed, wanted);
+    });
+}
+
+/// Somebody asks for a direction whose source is queued already, and so pushes nothing: the driver
+/// that arms it knows what was done before.
+#[test]
+fn what_led_to_a_wish_is_seen_by_the_driver() {
+    explore(Exhaustive, || {
+        let (mut reactor, handle, world) = reactor();
+        let registration = Arc::new(registered(&handle, 10));
+        world.memory().armings();
+        let writer = {
+            let (registration, world) = (Arc::clone(&registration), Arc::clone(&world));
+            thread::spawn(move || {
+                world.memory().write();
+                registration
+                    .source()
+                    .unwrap()
+                    .add_interest(Interest::WRITABLE);
+            })
+        };
+        turn(&mut reactor);
+        writer.join().unwrap();
+        settle(&mut reactor);
+        let mut wished = world.memory().armings();
+        wished.retain(|arming| arming.events & OUT != 0);
+        assert_eq!(wished.len(), 1);
+        assert!(wished[0].saw_written);
     });
 }
 
@@ -207,6 +236,7 @@ fn a_poll_announces_what_nobody_has() {
                 // SAFETY: `source` outlives it.
                 let published = unsafe { Published::from_raw(&raw const *source) };
                 assert!(published.poll(Read, Waker::noop()).is_pending());
+                assert!(source.intent().contains(Intent::ANNOUNCED));
             })
         };
         // SAFETY: as above.

@@ -1,7 +1,7 @@
 //! Models of the lock-free state, run by loom over the production types and a fake kernel.
 //!
 //! Each file is a concern, each test a model; what must hold is in its assertions. `../MODELS.md`
-//! has the figures.
+//! has the figures, `../MUTANTS.md` what the models fail for.
 
 mod support;
 

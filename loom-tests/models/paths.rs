@@ -161,6 +161,22 @@ fn shutdown_on_idle_waits_for_what_was_registered_before() {
     });
 }
 
+/// As above, and made on another thread, of which whoever gives the order has heard.
+#[test]
+fn shutdown_on_idle_waits_for_what_another_thread_registered_before() {
+    explore(Preemptions(2), || {
+        let (reactor, handle, world) = reactor();
+        let background = reactor.background().unwrap();
+        let user = thread::spawn(move || registered(&handle, 10));
+        let registration = user.join().unwrap();
+        let shutdown = background.shutdown_on_idle();
+        assert!(registration.take_read_ready().is_ok(), "not idle yet");
+        drop(registration);
+        shutdown.wait();
+        assert_eq!(world.held(), 0);
+    });
+}
+
 /// A race for one registration between two reactors, one of which is to end when it is idle: the one
 /// that lost had counted it for a moment, and ends all the same.
 #[test]

@@ -13,7 +13,7 @@
 
 use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events};
 use crate::shared::Shared;
-use crate::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -50,6 +50,9 @@ struct State {
     /// Cancelled polls keep their last completion back, here.
     keeps_ends: bool,
     ending: Vec<Poll>,
+    /// Descriptors are closed when that is asked for, and are here until then.
+    keeps_closes: bool,
+    closing: Vec<(Token, OwnedFd)>,
     /// That many cancels come too late for a wake-up that is under way.
     too_late: usize,
     unpollable: bool,
@@ -133,6 +136,20 @@ impl World {
         });
     }
 
+    /// From now on a descriptor is closed when [`let_close`](World::let_close) says so.
+    pub(crate) fn keep_closes(&self) {
+        self.lock().keeps_closes = true;
+    }
+
+    /// Closes the descriptors that were kept back.
+    pub(crate) fn let_close(&self) {
+        self.happen(|state| {
+            for (token, fd) in mem::take(&mut state.closing) {
+                state.close(token, fd);
+            }
+        });
+    }
+
     /// So many cancels come while the poll's wake-up is under way.
     pub(crate) fn come_too_late(&self, cancels: usize) {
         self.lock().too_late = cancels;
@@ -212,6 +229,12 @@ impl State {
         self.raised |= self.nested;
     }
 
+    fn close(&mut self, token: Token, fd: OwnedFd) {
+        self.closed.push(fd.as_raw_fd());
+        drop(fd);
+        self.complete(Completion::end(token, 0));
+    }
+
     fn report(&mut self, poll: Poll, bits: u16, more: bool) {
         let bits = bits & (poll.events | events::ERR | events::HUP);
         if bits != 0 {
@@ -230,7 +253,18 @@ impl State {
 pub(crate) struct Memory {
     written: AtomicBool,
     let_go: AtomicBool,
+    adoptions: AtomicUsize,
     adopted: std::sync::Mutex<Vec<Adoption>>,
+    /// Where a model asks for it.
+    armings: std::sync::Mutex<Option<Vec<Arming>>>,
+}
+
+/// A poll was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arming {
+    pub(crate) events: u16,
+    /// Whoever asked for it has seen what was [written](Memory::write) before.
+    pub(crate) saw_written: bool,
 }
 
 /// A descriptor that had been given away was taken to be closed.
@@ -255,7 +289,9 @@ impl Memory {
         let memory = std::sync::Arc::new(Memory {
             written: AtomicBool::new(false),
             let_go: AtomicBool::new(false),
+            adoptions: AtomicUsize::new(0),
             adopted: std::sync::Mutex::default(),
+            armings: std::sync::Mutex::default(),
         });
         MEMORY.set(Some(std::sync::Arc::clone(&memory)));
         memory
@@ -274,6 +310,31 @@ impl Memory {
     /// True for those who were told that the kernel let go of all files.
     pub(crate) fn has_let_go(&self) -> bool {
         self.let_go.load(Ordering::Relaxed)
+    }
+
+    /// From now on takes note of the polls that are asked for, and returns those up to now.
+    pub(crate) fn armings(&self) -> Vec<Arming> {
+        let mut armings = self.armings.lock().unwrap();
+        armings.get_or_insert_default().clone()
+    }
+
+    fn note_arming(&self, events: u16) {
+        if self.armings.lock().unwrap().is_none() {
+            return;
+        }
+        // Not under the lock: loom may go on with another thread here.
+        let saw_written = self.is_written();
+        if let Some(armings) = &mut *self.armings.lock().unwrap() {
+            armings.push(Arming {
+                events,
+                saw_written,
+            });
+        }
+    }
+
+    /// True for those who were told that a descriptor was taken to be closed.
+    pub(crate) fn has_adopted(&self) -> bool {
+        self.adoptions.load(Ordering::Relaxed) != 0
     }
 
     /// In order.
@@ -351,11 +412,10 @@ impl Fake {
                         }
                     }
                 }
-                Request::Close(token, fd) => {
-                    state.closed.push(fd.as_raw_fd());
-                    drop(fd);
-                    state.complete(Completion::end(token, 0));
+                Request::Close(token, fd) if state.keeps_closes => {
+                    state.closing.push((token, fd));
                 }
+                Request::Close(token, fd) => state.close(token, fd),
             }
         }
     }
@@ -367,6 +427,7 @@ impl Kernel for Fake {
     }
 
     fn arm(&mut self, token: Token, fd: RawFd, events: u16, _: Tier) {
+        self.world.memory.note_arming(events);
         self.requests.push(Request::Arm(Poll { token, fd, events }));
     }
 
@@ -490,7 +551,7 @@ pub(crate) mod choice {
 
 /// There is one process.
 pub(crate) mod process {
-    use super::{Adoption, MEMORY};
+    use super::{Adoption, MEMORY, Ordering};
     use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
     pub(crate) fn generation() -> u32 {
@@ -509,6 +570,8 @@ pub(crate) mod process {
         let again = adopted.iter().any(|other| other.fd == fd);
         assert!(!again, "closed twice: {fd}");
         adopted.push(adoption);
+        drop(adopted);
+        memory.adoptions.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's promise, which was just checked.
         unsafe { OwnedFd::from_raw_fd(fd) }
     }

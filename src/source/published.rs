@@ -189,7 +189,8 @@ impl Published<'_> {
             mem::forget(fd);
             bits = bits.or(Intent::CLOSE_FD);
         }
-        // The end first: a turn that comes after this call must find it.
+        // The end first: who waits need not wait for the bell, and a turn that is under way finds that
+        // nobody is to be told any more.
         self.end(End::Deregistered);
         self.request(bits);
     }
