@@ -230,9 +230,10 @@ impl Fallback {
     /// Publishes unless there is a living one.
     fn publish(self) -> Result<(), Fallback> {
         let fresh = Box::into_raw(Box::new(self));
-        let mut seen = FALLBACK.load(Ordering::Acquire);
+        // Relaxed: compared, never followed. `get` acquires what it follows.
+        let mut seen = FALLBACK.load(Ordering::Relaxed);
         while Fallback::get().is_none() {
-            match FALLBACK.compare_exchange(seen, fresh, Ordering::AcqRel, Ordering::Acquire) {
+            match FALLBACK.compare_exchange(seen, fresh, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(actual) => seen = actual,
             }
