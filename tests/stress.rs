@@ -19,11 +19,11 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant, SystemTime};
-use uring_reactor::{AsyncFd, Backend, Error, Handle, Interest, Ready, Registration};
+use uring_reactor::{AsyncFd, Backend, Error, Handle, Interest, Reactor, Ready, Registration};
 
 fn seconds() -> u64 {
     env::var("URING_REACTOR_STRESS_SECONDS").map_or(1, |value| value.parse().unwrap())
@@ -92,6 +92,18 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(reason(error), Some(Error::ReactorGone))
 }
 
+/// As [`wait_until`], for what comes soon: looks again at once, so that the threads meet often.
+#[track_caller]
+fn wait_closely(mut condition: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if condition() {
+            return;
+        }
+        thread::yield_now();
+    }
+    wait_until(condition);
+}
+
 /// Waits for the next event of the read stream. Now and then another waker is left first, and is
 /// called in its turn.
 fn next_event(registration: &Registration, dice: &mut Dice) -> io::Result<Ready> {
@@ -108,7 +120,7 @@ fn next_event(registration: &Registration, dice: &mut Dice) -> io::Result<Ready>
             poll_fn(|cx| registration.poll_read_ready(cx)).await
         });
         // By the edge or by its successor. The reactor may be about to.
-        wait_until(|| count.get() == 1 && Arc::strong_count(&count) == 1);
+        wait_closely(|| count.get() == 1 && Arc::strong_count(&count) == 1);
         return ready;
     }
     if dice.one_in(3)
@@ -208,7 +220,7 @@ impl Account {
     fn send(&self, run: &Run, mut io: &UnixStream, dice: &mut Dice) {
         while run.goes_on() {
             let ahead = dice.below(3) as usize;
-            wait_until(|| {
+            wait_closely(|| {
                 let sent = self.sent.load(Ordering::Relaxed);
                 sent - self.received.load(Ordering::Acquire) <= ahead
             });
@@ -283,8 +295,11 @@ stress_tests! {
             scope.spawn(|| {
                 let mut dice = Dice::new();
                 while run.goes_on() {
+                    let before = handle.metrics().turns;
                     handle.wake();
-                    thread::sleep(Duration::from_micros(dice.below(300)));
+                    // The current turn ends for it, or the next, and another begins.
+                    wait_closely(|| handle.metrics().turns != before);
+                    dice.dawdle();
                 }
             });
         });
@@ -296,37 +311,49 @@ stress_tests! {
     fn every_edge_arrives_at_a_reactor_that_moves(run: &Run, backend: Backend) {
         let reactor = reactor(backend);
         let handle = reactor.handle();
-        let place = Mutex::new(reactor);
         let going = AtomicBool::new(true);
-        thread::scope(|scope| {
-            let turners: Vec<_> = (0..2).map(|_| scope.spawn(|| {
-                let mut dice = Dice::new();
-                while going.load(Ordering::Relaxed) {
-                    {
-                        let mut reactor = place.lock().unwrap();
-                        for _ in 0..=dice.below(20) {
-                            reactor.turn(Some(Duration::from_millis(dice.below(3)))).unwrap();
-                        }
-                    }
-                    // The lock is not fair by itself.
-                    thread::sleep(Duration::from_micros(200));
+        let (pass, passed) = mpsc::channel();
+        let (pass_back, passed_back) = mpsc::channel();
+        pass_back.send(reactor).unwrap();
+        let going = &going;
+        let turner = |from: mpsc::Receiver<Reactor>, to: mpsc::Sender<Reactor>| move || {
+            let mut dice = Dice::new();
+            let mut last = None;
+            for mut reactor in from {
+                for _ in 0..=dice.below(20) {
+                    reactor.turn(Some(Duration::from_millis(dice.below(3)))).unwrap();
                 }
-            })).collect();
+                if !going.load(Ordering::Relaxed) {
+                    // The other one's channel ends with this.
+                    last = Some(reactor);
+                    break;
+                }
+                let _ = to.send(reactor);
+            }
+            last
+        };
+        let reactors: Vec<_> = thread::scope(|scope| {
+            let turners = [
+                scope.spawn(turner(passed_back, pass)),
+                scope.spawn(turner(passed, pass_back)),
+            ];
             let users: Vec<_> = (0..2).map(|_| scope.spawn(|| correspond(run, &handle))).collect();
+            let users: Vec<_> = users.into_iter().map(|user| user.join()).collect();
+            going.store(false, Ordering::Relaxed);
             for user in users {
-                if let Err(panic) = user.join() {
-                    going.store(false, Ordering::Relaxed);
+                if let Err(panic) = user {
                     std::panic::resume_unwind(panic);
                 }
             }
-            going.store(false, Ordering::Relaxed);
-            for turner in turners {
-                turner.join().unwrap();
-            }
+            turners.into_iter().filter_map(|turner| turner.join().unwrap()).collect()
         });
-        let mut reactor = place.into_inner().unwrap();
-        settle(&mut reactor);
-        assert!(reactor.is_idle());
+        for mut reactor in reactors {
+            settle(&mut reactor);
+            assert!(reactor.is_idle());
+        }
+        if backend == Backend::Uring {
+            assert_ne!(handle.metrics().rebuilds, 0, "it did not move");
+        }
     }
 
     /// Any number of threads register one descriptor in one registration: one makes it, and whoever
@@ -411,7 +438,7 @@ stress_tests! {
                         }
                     }
                     // The turn that runs now may be about to call it, and no other.
-                    wait_until(|| count.get() == 1 && Arc::strong_count(&count) == 1);
+                    wait_closely(|| count.get() == 1 && Arc::strong_count(&count) == 1);
                     run.count(1);
                 }
             })).collect();
@@ -545,7 +572,7 @@ stress_tests! {
             while run.goes_on() {
                 // Most of the time the next is sent only when all tasks wait again.
                 let ahead = dice.below(4);
-                wait_until(|| sent - received.load(Ordering::Acquire) <= ahead);
+                wait_closely(|| sent - received.load(Ordering::Acquire) <= ahead);
                 sent += 1;
                 send(sent);
             }
