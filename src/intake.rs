@@ -17,14 +17,48 @@
 //! A push may meet the end of the reactor. It is drained with the rest, or finds the list closed and
 //! is given back, and then knows what the reactor did before that: no file is held any more.
 //! (`a_push_against_close`, `the_end_against_register`)
+//!
+//! Several threads can push faster than one drains. The list would grow, each drain be longer than
+//! the last, and the memory be used up in minutes. So while a drain of [`MANY`] goes on, whoever has
+//! pushed is held up for a moment; and so, for some moments more, until a drain finds fewer. That is a
+//! brake, not a lock: nobody waits for anybody, and before the first turn, on the reactor's own thread
+//! and with a reactor that takes no turns there is none.
 
 use crate::source::Source;
-use crate::sync::{Arc, AtomicPtr, Ordering, fence};
+use crate::sync::{Arc, AtomicPtr, Ordering, fence, thread};
 use std::ptr;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+/// A drain of that many falls behind, as far as one can tell.
+const MANY: usize = 8192;
+/// How long a push is held up then.
+const PAUSE: Duration = Duration::from_millis(1);
+/// How many are held up between two drains.
+const PAUSES: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct Intake {
     head: AtomicPtr<Source>,
+    behind: std::sync::Arc<Behind>,
+}
+
+/// Whether the drains have fallen behind. Relaxed, all of it, and none of loom's business: nothing is told
+/// by this.
+#[derive(Debug)]
+struct Behind {
+    /// The thread that drains.
+    thread: AtomicUsize,
+    /// How many pushes are to be held up: any number while a drain is under way.
+    pauses: AtomicUsize,
+}
+
+/// Another number on each thread, as long as that lives.
+fn this_thread() -> usize {
+    thread_local! {
+        static HERE: u8 = const { 0 };
+    }
+    HERE.with(|here| ptr::from_ref(here).addr())
 }
 
 /// The head after [`Intake::close`]. No source lives there.
@@ -36,6 +70,26 @@ impl Intake {
     pub(crate) fn new() -> Intake {
         Intake {
             head: AtomicPtr::new(ptr::null_mut()),
+            behind: std::sync::Arc::new(Behind {
+                thread: AtomicUsize::new(0),
+                pauses: AtomicUsize::new(0),
+            }),
+        }
+    }
+
+    /// After a push: gives a drain that has fallen behind a chance.
+    pub(crate) fn hold_up(&self) {
+        let Behind {
+            thread: drainer,
+            pauses,
+        } = &*self.behind;
+        let left = pauses.load(Ordering::Relaxed);
+        if left > 0 && drainer.load(Ordering::Relaxed) != this_thread() {
+            if left <= PAUSES {
+                // Lost updates make it one pause more.
+                pauses.store(left - 1, Ordering::Relaxed);
+            }
+            thread::sleep(PAUSE);
         }
     }
 
@@ -82,6 +136,7 @@ impl Intake {
         if self.is_empty() {
             return Drain {
                 node: ptr::null_mut(),
+                behind: None,
             };
         }
         // Only the reactor's thread drains and closes, so the list cannot be closed meanwhile.
@@ -103,6 +158,7 @@ impl Intake {
         // The stack has the newest push on top. The oldest goes first: registrations are armed,
         // and so reported, in the order in which they were made.
         let mut reversed = ptr::null_mut();
+        let mut count = 0_usize;
         while !node.is_null() {
             // SAFETY: every node in the list carries a strong count, and the list is now ours.
             let link = unsafe { &(*node).next };
@@ -110,8 +166,19 @@ impl Intake {
             link.store(reversed, Ordering::Relaxed);
             reversed = node;
             node = next;
+            count += 1;
         }
-        Drain { node: reversed }
+        let behind = (count >= MANY).then(|| std::sync::Arc::clone(&self.behind));
+        if let Some(behind) = &behind {
+            behind.thread.store(this_thread(), Ordering::Relaxed);
+            behind.pauses.store(usize::MAX, Ordering::Relaxed);
+        } else if self.behind.pauses.load(Ordering::Relaxed) > 0 {
+            self.behind.pauses.store(0, Ordering::Relaxed);
+        }
+        Drain {
+            node: reversed,
+            behind,
+        }
     }
 }
 
@@ -124,6 +191,8 @@ impl Drop for Intake {
 /// What one drain took.
 pub(crate) struct Drain {
     node: *mut Source,
+    /// Where it says that it is not done yet.
+    behind: Option<std::sync::Arc<Behind>>,
 }
 
 impl Iterator for Drain {
@@ -143,6 +212,9 @@ impl Iterator for Drain {
 
 impl Drop for Drain {
     fn drop(&mut self) {
-        self.for_each(drop);
+        self.by_ref().for_each(drop);
+        if let Some(behind) = &self.behind {
+            behind.pauses.store(PAUSES, Ordering::Relaxed);
+        }
     }
 }

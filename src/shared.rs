@@ -49,6 +49,7 @@ impl Shared {
     pub(crate) fn attend(&self, source: Arc<Source>) -> Result<(), Arc<Source>> {
         self.intake.push(source)?;
         self.nudge();
+        self.intake.hold_up();
         Ok(())
     }
 
