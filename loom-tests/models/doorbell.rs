@@ -89,6 +89,7 @@ fn wake_against_park() {
         assert_eq!(reactor.turn(None).unwrap().events(), 0);
         assert!(written.load(Ordering::Relaxed));
         waker.join().unwrap();
+        assert!(!reactor.shared().doorbell.is_rung(), "one turn has ended");
     });
 }
 
