@@ -213,14 +213,13 @@ both_backends_in_child! {
             let (start, mut most, mut caught_up) = (Instant::now(), 0, 0);
             // Left to themselves, four threads get ahead of one further and further.
             while start.elapsed() < seconds || caught_up < 3 {
-                let further = made.load(Ordering::Relaxed) + 1_000_000;
-                let soon = holds_within(BOUND, || made.load(Ordering::Relaxed) > further) && {
-                    holds_within(BOUND, || {
-                        let waiting = turning.handle().metrics().registered;
-                        most = most.max(waiting);
-                        waiting < 50_000
-                    })
-                };
+                let further = made.load(Ordering::Relaxed) + 300_000;
+                holds_within(BOUND / 4, || made.load(Ordering::Relaxed) > further);
+                let soon = holds_within(BOUND, || {
+                    let waiting = turning.handle().metrics().registered;
+                    most = most.max(waiting);
+                    waiting < 50_000
+                });
                 if !soon {
                     break;
                 }
