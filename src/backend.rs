@@ -76,6 +76,10 @@ impl Token {
     pub(crate) const fn new(tag: Tag, slot: u32, generation: u32) -> Token {
         let generation = generation & Token::MAX_GENERATION;
         let bits = slot as u64 | (generation as u64) << 32 | (tag as u64) << 53;
+        if !matches!(tag, Tag::Main | Tag::Urgent) {
+            // Nobody will look for it.
+            return Token(bits);
+        }
         let bucket = (generation / Token::COHORT) as u8;
         let unsteered = (bits.wrapping_mul(Token::MULTIPLIER) >> 56) as u8;
         let steer = bucket.wrapping_sub(unsteered).wrapping_mul(Token::INVERSE);

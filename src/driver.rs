@@ -376,7 +376,6 @@ impl Driver {
             } else {
                 slot.tier
             };
-            let armed_in = slot.armed_in(tag);
             let other_idle = tag == Tag::Main && slot.urgent.state != State::Armed;
             let misplaced = tag == Tag::Main && slot.misplaced;
             let watch = slot.watch(tag);
@@ -394,7 +393,7 @@ impl Driver {
                 State::Armed if wanted != watch.events || misplaced => {
                     watch.state = State::Cancelling;
                     let token = Token::new(tag, index, watch.generation);
-                    self.kernel.cancel(token, fd, armed_in);
+                    self.kernel.cancel(token, fd, slot.armed_in(tag));
                     if other_idle
                         && closing
                         && let Some((token, fd)) = slot.close(index)
