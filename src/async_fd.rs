@@ -69,6 +69,10 @@ use std::task::{Context, Poll, ready};
 /// [`AsyncFd::try_io`] and [`AsyncFd::async_io`] do so by themselves. An event that arrives between
 /// the `WouldBlock` and the clearing is never lost.
 ///
+/// The stream traits also clear it when a std TCP stream moves fewer bytes than it was asked to: then
+/// its buffer is empty, or full. A read stops at urgent data, too. Who expects that registers
+/// [`Interest::PRIORITY`], and is spared the shortcut.
+///
 /// [`HUP`](crate::Ready::HUP) and [`READ_CLOSED`](crate::Ready::READ_CLOSED) cannot be cleared. A
 /// task whose I/O keeps answering `WouldBlock` in spite of them is made to yield, not to hang.
 ///

@@ -140,9 +140,7 @@ impl Driver {
         self.recover();
         if std::mem::take(&mut self.insists) {
             // Whoever was deregistered counts on this turn to let go of the file.
-            waited = waited.and(self.kernel.wait(NOW, &mut self.batch));
-            events += self.dispatch();
-            self.recover();
+            waited = waited.and(self.take_in(&mut events));
         }
         if nested {
             self.settle()?;
@@ -226,12 +224,17 @@ impl Driver {
             if done(self) {
                 return Ok((events, true));
             }
-            let waited = self.kernel.wait(NOW, &mut self.batch);
-            events += self.dispatch();
-            self.recover();
-            waited?;
+            self.take_in(&mut events)?;
         }
         Ok((events, done(self)))
+    }
+
+    /// Hands over all requests, and acts on what there is.
+    fn take_in(&mut self, events: &mut usize) -> io::Result<()> {
+        let waited = self.kernel.wait(NOW, &mut self.batch);
+        *events += self.dispatch();
+        self.recover();
+        waited
     }
 
     /// Looks for news for a while, without sleeping. Returns what is left of the timeout.
@@ -244,10 +247,7 @@ impl Driver {
         let begun = Instant::now();
         let limit = timeout.map_or(self.spin, |timeout| timeout.min(self.spin));
         loop {
-            for source in self.shared.intake.drain() {
-                *ended = true;
-                self.attend(source);
-            }
+            *ended |= self.attend_all();
             if self.kernel.has_requests() {
                 self.kernel.wait(NOW, &mut self.batch)?;
             }
@@ -286,11 +286,7 @@ impl Driver {
         idle: impl Fn() -> bool,
     ) -> Rest {
         for _ in 0..LOOKS {
-            for source in self.shared.intake.drain() {
-                // Perhaps one that ends.
-                ended = true;
-                self.attend(source);
-            }
+            ended |= self.attend_all();
             if timeout == NOW || !self.batch.is_empty() {
                 break;
             }
@@ -315,6 +311,16 @@ impl Driver {
         // This turn ends soon, and so answers whoever asked for one to end.
         self.shared.doorbell.unpark();
         Rest::Awake
+    }
+
+    /// Drains the intake. True if there was anything in it, perhaps one that ends.
+    fn attend_all(&mut self) -> bool {
+        let mut any = false;
+        for source in self.shared.intake.drain() {
+            any = true;
+            self.attend(source);
+        }
+        any
     }
 
     /// A source wants attention.
@@ -653,9 +659,7 @@ impl Driver {
     /// Ends every poll with the ring's own means, which lets go of the files at once. True if all of
     /// them have ended.
     fn cancel_all(&mut self) -> bool {
-        for source in self.shared.intake.drain() {
-            self.attend(source);
-        }
+        self.attend_all();
         let mut cancelled = Vec::new();
         for (index, slot) in &mut self.slots {
             for tag in [Tag::Main, Tag::Urgent] {

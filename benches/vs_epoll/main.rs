@@ -117,18 +117,20 @@ fn run() -> io::Result<()> {
     }
     let machine = report::machine();
     println!("after:  {machine}\n");
-    print!("{}", report::table(&rows));
-    let markdown = format!("{machine}\n\n{}", report::table(&rows));
+    let table = report::table(&rows);
+    let chart = chart::svg(&rows, &machine);
+    print!("{table}");
+    let markdown = format!("{machine}\n\n{table}");
     println!("\n{:.0} s; written:", begun.elapsed().as_secs_f64());
     for (name, text) in [
-        ("vs_epoll.json", report::json(&rows)),
-        ("vs_epoll.md", markdown),
-        ("vs_epoll.svg", chart::svg(&rows, &machine)),
+        ("vs_epoll.json", &report::json(&rows)),
+        ("vs_epoll.md", &markdown),
+        ("vs_epoll.svg", &chart),
     ] {
-        println!("  {}", report::write(name, &text)?.display());
+        println!("  {}", report::write(name, text)?.display());
     }
     if readme {
-        report::publish(&rows, &machine, &chart::svg(&rows, &machine))?;
+        report::publish(&table, &machine, &chart)?;
     }
     Ok(())
 }

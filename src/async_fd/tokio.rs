@@ -29,7 +29,7 @@ fn read<T: AsFd>(mut io: &T, buffer: &mut ReadBuf<'_>) -> Result<usize>
 where
     for<'a> &'a T: Read,
 {
-    if is_owned_fd::<T>() {
+    let n = if is_owned_fd::<T>() {
         // What reading these types is, and the kernel only writes to the memory.
         // SAFETY: nothing is made uninitialized: `read` gives out what it has initialized, and
         // leaves the rest alone.
@@ -37,13 +37,12 @@ where
         let n = rustix::io::read(io, room)?.0.len();
         // SAFETY: `read` has initialized that many bytes from the start.
         unsafe { buffer.assume_init(n) };
-        buffer.advance(n);
-        Ok(n)
+        n
     } else {
-        let n = io.read(buffer.initialize_unfilled())?;
-        buffer.advance(n);
-        Ok(n)
-    }
+        io.read(buffer.initialize_unfilled())?
+    };
+    buffer.advance(n);
+    Ok(n)
 }
 
 /// One task may write at a time, see [`AsyncFd::poll_write_ready`]. Shutting down flushes, and sends
