@@ -4,7 +4,6 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
-use std::mem;
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,16 +15,6 @@ const LONG: Duration = Duration::from_secs(1000);
 fn spinning(backend: Backend, spin: Duration) -> Reactor {
     let builder = Reactor::builder().backend(backend).spin(spin);
     builder.build().unwrap()
-}
-
-/// How often this thread has gone to sleep.
-fn sleeps() -> libc::c_long {
-    // SAFETY: `rusage` is plain numbers, for which zeroes are a value.
-    let mut usage: libc::rusage = unsafe { mem::zeroed() };
-    // SAFETY: the pointer is to a local that the call fills in.
-    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
-    assert_eq!(result, 0);
-    usage.ru_nvcsw
 }
 
 both_backends! {

@@ -73,11 +73,15 @@ fn assert_overflown(reactor: &Reactor) {
     }
 }
 
+/// A reactor that overflows early, and how many descriptors will make it.
+fn easily_overflown(backend: Backend) -> (Reactor, usize) {
+    limit_locked_memory(LITTLE);
+    (reactor(backend), descriptors_to_spare(2_000) / 2)
+}
+
 both_backends_in_child! {
     fn every_round_of_an_overflow_is_heard(backend: Backend) {
-        limit_locked_memory(LITTLE);
-        let n = descriptors_to_spare(2_000) / 2;
-        let mut reactor = reactor(backend);
+        let (mut reactor, n) = easily_overflown(backend);
         let many = many(&reactor, n);
         for _ in 0..4 {
             overflow(&mut reactor, n);
@@ -88,9 +92,7 @@ both_backends_in_child! {
     }
 
     fn what_comes_while_the_queue_is_overflown_is_heard(backend: Backend) {
-        limit_locked_memory(LITTLE);
-        let n = descriptors_to_spare(2_000) / 2;
-        let mut reactor = reactor(backend);
+        let (mut reactor, n) = easily_overflown(backend);
         let many = many(&reactor, n);
         for _ in 0..4 {
             overflow(&mut reactor, n);
@@ -107,9 +109,7 @@ both_backends_in_child! {
     }
 
     fn an_overflow_does_not_take_the_doorbell_away(backend: Backend) {
-        limit_locked_memory(LITTLE);
-        let n = descriptors_to_spare(2_000) / 2;
-        let mut reactor = reactor(backend);
+        let (mut reactor, n) = easily_overflown(backend);
         let handle = reactor.handle();
         settle(&mut reactor);
         let many = many(&reactor, n);
@@ -147,9 +147,7 @@ both_backends_in_child! {
     }
 
     fn what_ends_in_an_overflow_is_let_go(backend: Backend) {
-        limit_locked_memory(LITTLE);
-        let n = descriptors_to_spare(2_000) / 2;
-        let mut reactor = reactor(backend);
+        let (mut reactor, n) = easily_overflown(backend);
         settle(&mut reactor);
         let open = descriptors();
         for _ in 0..3 {

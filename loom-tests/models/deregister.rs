@@ -164,16 +164,8 @@ fn a_wait_for_the_release_of_what_was_never_armed() {
 #[test]
 fn a_wait_for_the_release_against_a_slow_close() {
     explore(Preemptions(3), || {
-        let (mut reactor, handle, world) = reactor();
-        let io = file();
-        let number = io.as_raw_fd();
-        let mut registration = Registration::new();
-        registration.register_with(&io, &handle).unwrap();
-        turn(&mut reactor);
+        let (mut reactor, world, source, number) = handed_over(true);
         world.keep_closes();
-        let source = Arc::clone(&registration.source().unwrap());
-        registration.deregister_and_close(io).unwrap();
-        drop(registration);
         turn(&mut reactor);
         let kernel = {
             let world = Arc::clone(&world);
@@ -201,17 +193,7 @@ fn a_wait_for_the_release_against_a_slow_close() {
 
 fn wait_for_the_release(armed: bool) {
     explore(Preemptions(3), move || {
-        let (mut reactor, handle, world) = reactor();
-        let io = file();
-        let number = io.as_raw_fd();
-        let mut registration = Registration::new();
-        registration.register_with(&io, &handle).unwrap();
-        if armed {
-            turn(&mut reactor);
-        }
-        let source = Arc::clone(&registration.source().unwrap());
-        registration.deregister_and_close(io).unwrap();
-        drop(registration);
+        let (mut reactor, world, source, number) = handed_over(armed);
         let (count, waker) = Count::new();
         let task = {
             let (source, waker, world) = (Arc::clone(&source), waker.clone(), Arc::clone(&world));

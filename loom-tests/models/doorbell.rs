@@ -203,87 +203,76 @@ fn block_on_against_two_wakers() {
 }
 
 /// A reactor that is nested in another loop has taken its turn and lies still; the news must make
-/// its descriptor readable, for which the other loop waits, and the turn for it finds them.
+/// its descriptor readable, for which the other loop waits, and the turn for it finds them. Or the
+/// descriptor is asked for while the news come.
 fn nested(
+    late: bool,
     news: impl Fn(&Handle, &World) -> Option<Registration> + Clone + Sync + Send + 'static,
     seen: impl Fn(&World) -> bool + Sync + Send + 'static,
 ) {
     explore(Preemptions(3), move || {
         let (mut reactor, handle, world) = reactor();
-        let _ = reactor.as_fd();
-        world.wait_until_raised();
+        if late {
+            turn(&mut reactor);
+        } else {
+            let _ = reactor.as_fd();
+            world.wait_until_raised();
+        }
         let teller = {
             let (world, news) = (Arc::clone(&world), news.clone());
             thread::spawn(move || news(&handle, &world))
         };
-        turn(&mut reactor);
+        if late {
+            let _ = reactor.as_fd();
+        } else {
+            turn(&mut reactor);
+        }
         while !seen(&world) {
             world.wait_until_raised();
             turn(&mut reactor);
         }
         teller.join().unwrap();
     });
+}
+
+fn nested_hears_of_a_registration(late: bool) {
+    nested(
+        late,
+        |handle, _| Some(registered(handle, 10)),
+        |world| !world.armed(10).is_empty(),
+    );
+}
+
+fn nested_hears_of_a_wake(late: bool) {
+    nested(
+        late,
+        |handle, world| {
+            world.memory().write();
+            handle.wake();
+            None
+        },
+        |world| world.memory().is_written(),
+    );
 }
 
 #[test]
 fn a_nested_reactor_hears_of_a_registration() {
-    nested(
-        |handle, _| Some(registered(handle, 10)),
-        |world| !world.armed(10).is_empty(),
-    );
+    nested_hears_of_a_registration(false);
 }
 
 #[test]
 fn a_nested_reactor_hears_of_a_wake() {
-    nested(
-        |handle, world| {
-            world.memory().write();
-            handle.wake();
-            None
-        },
-        |world| world.memory().is_written(),
-    );
-}
-
-/// As above, and the descriptor is asked for while the news come.
-fn becomes_nested(
-    news: impl Fn(&Handle, &World) -> Option<Registration> + Clone + Sync + Send + 'static,
-    seen: impl Fn(&World) -> bool + Sync + Send + 'static,
-) {
-    explore(Preemptions(3), move || {
-        let (mut reactor, handle, world) = reactor();
-        turn(&mut reactor);
-        let teller = {
-            let (world, news) = (Arc::clone(&world), news.clone());
-            thread::spawn(move || news(&handle, &world))
-        };
-        let _ = reactor.as_fd();
-        while !seen(&world) {
-            world.wait_until_raised();
-            turn(&mut reactor);
-        }
-        teller.join().unwrap();
-    });
+    nested_hears_of_a_wake(false);
 }
 
 #[test]
 fn a_reactor_that_becomes_nested_hears_of_a_registration() {
-    becomes_nested(
-        |handle, _| Some(registered(handle, 10)),
-        |world| !world.armed(10).is_empty(),
-    );
+    nested_hears_of_a_registration(true);
 }
 
 #[test]
 fn a_reactor_that_becomes_nested_hears_of_a_wake() {
-    becomes_nested(
-        |handle, world| {
-            world.memory().write();
-            handle.wake();
-            None
-        },
-        |world| world.memory().is_written(),
-    );
+    nested_hears_of_a_wake(true);
 }
 
 /// As above, with a completion as the news, for which a task waits: it is answered or woken.

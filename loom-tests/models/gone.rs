@@ -165,16 +165,7 @@ fn the_end_against_a_wait_for_the_release_of_what_was_never_armed() {
 
 fn wait_for_the_release(armed: bool) {
     explore(Preemptions(3), move || {
-        let (mut reactor, handle, world) = reactor();
-        let io = file();
-        let mut registration = Registration::new();
-        registration.register_with(&io, &handle).unwrap();
-        if armed {
-            turn(&mut reactor);
-        }
-        let source = Arc::clone(&registration.source().unwrap());
-        registration.deregister_and_close(io).unwrap();
-        drop(registration);
+        let (reactor, world, source, _) = handed_over(armed);
         let (count, waker) = Count::new();
         let task = {
             let (source, waker, world) = (Arc::clone(&source), waker.clone(), Arc::clone(&world));

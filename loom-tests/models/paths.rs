@@ -3,8 +3,8 @@
 //! Bounded, by less where three threads have much to do.
 
 use super::support::*;
-use crate::Registration;
 use crate::source::word::Direction::Read;
+use crate::{Handle, Registration};
 use std::task::Waker;
 
 /// Two registrations on a reactor that sleeps; one gets an edge, the other is dropped. The edge
@@ -149,26 +149,24 @@ fn shutdown_on_idle_against_the_drop_of_a_refused_registration() {
 /// A registration made before the order counts: the reactor stays until it is gone.
 #[test]
 fn shutdown_on_idle_waits_for_what_was_registered_before() {
-    explore(Preemptions(2), || {
-        let (reactor, handle, world) = reactor();
-        let background = reactor.background().unwrap();
-        let registration = registered(&handle, 10);
-        let shutdown = background.shutdown_on_idle();
-        assert!(registration.take_read_ready().is_ok(), "not idle yet");
-        drop(registration);
-        shutdown.wait();
-        assert_eq!(world.held(), 0);
-    });
+    shutdown_on_idle_waits_for(|handle| registered(&handle, 10));
 }
 
 /// As above, and made on another thread, of which whoever gives the order has heard.
 #[test]
 fn shutdown_on_idle_waits_for_what_another_thread_registered_before() {
-    explore(Preemptions(2), || {
+    shutdown_on_idle_waits_for(|handle| {
+        thread::spawn(move || registered(&handle, 10))
+            .join()
+            .unwrap()
+    });
+}
+
+fn shutdown_on_idle_waits_for(register: impl Fn(Handle) -> Registration + Sync + Send + 'static) {
+    explore(Preemptions(2), move || {
         let (reactor, handle, world) = reactor();
         let background = reactor.background().unwrap();
-        let user = thread::spawn(move || registered(&handle, 10));
-        let registration = user.join().unwrap();
+        let registration = register(handle);
         let shutdown = background.shutdown_on_idle();
         assert!(registration.take_read_ready().is_ok(), "not idle yet");
         drop(registration);

@@ -2,10 +2,11 @@
 
 use crate::backend::events;
 use crate::backend::fake::World;
+use crate::source::Source;
 use crate::source::word::Direction;
 use crate::{Error, Handle, Interest, Reactor, Ready, Registration};
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
@@ -139,6 +140,22 @@ pub(super) fn armed(number: i32) -> (Reactor, Handle, Arc<World>, Registration) 
     turn(&mut reactor);
     assert_eq!(world.armed(number).len(), 1);
     (reactor, handle, world, registration)
+}
+
+/// A registration that has ended, and whose descriptor was handed over to be closed: its source, and
+/// the descriptor's number. The kernel has heard of it if it was `armed`.
+pub(super) fn handed_over(armed: bool) -> (Reactor, Arc<World>, Arc<Source>, RawFd) {
+    let (mut reactor, handle, world) = reactor();
+    let io = file();
+    let number = io.as_raw_fd();
+    let mut registration = Registration::new();
+    registration.register_with(&io, &handle).unwrap();
+    if armed {
+        turn(&mut reactor);
+    }
+    let source = Arc::clone(&registration.source().unwrap());
+    registration.deregister_and_close(io).unwrap();
+    (reactor, world, source, number)
 }
 
 /// One turn that does not sleep. Returns how many events it dispatched.

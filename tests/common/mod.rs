@@ -259,6 +259,16 @@ pub(crate) fn settle(reactor: &mut Reactor) {
     }
 }
 
+/// How often this thread has gone to sleep.
+pub(crate) fn sleeps() -> libc::c_long {
+    // SAFETY: `rusage` is plain numbers, for which zeroes are a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a local that the call fills in.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    assert_eq!(result, 0);
+    usage.ru_nvcsw
+}
+
 /// Waits until the condition holds, for what happens on other threads.
 #[track_caller]
 pub(crate) fn wait_until(condition: impl FnMut() -> bool) {
