@@ -421,12 +421,16 @@ impl Driver {
         if let Some((token, fd)) = slot.close(index) {
             self.kernel.close(token, fd);
         } else if slot.fd != Fd::Closing {
-            let slot = self.slots.remove(index as usize);
-            slot.source.set_slot(RETIRED);
+            let Slot { source, .. } = self.slots.remove(index as usize);
+            if Arc::strong_count(&source) == 1 {
+                // Nobody else has it, so nobody waits to hear that the file is released.
+                return;
+            }
+            source.set_slot(RETIRED);
             if self.kernel.is_haunted() {
-                self.haunted.push(slot.source);
+                self.haunted.push(source);
             } else {
-                slot.source.release();
+                source.release();
             }
         }
     }

@@ -149,7 +149,7 @@ impl Registration {
         shared.check()?;
         shared.count_up();
         let fd = io.as_fd().as_raw_fd();
-        let source = Arc::new(Source::new(fd, interest, Arc::clone(&shared)));
+        let source = Arc::new(Source::new(fd, interest, shared));
         let raw = Arc::into_raw(source).cast_mut();
         // Release: who meets the source finds it made. The loser looks at the other's below.
         let published = self.source.compare_exchange(
@@ -160,10 +160,10 @@ impl Registration {
         );
         if published.is_err() {
             // SAFETY: from `into_raw` above, and nobody has seen it.
-            drop(unsafe { Arc::from_raw(raw) });
-            if shared.count_down() {
+            let unused = unsafe { Arc::from_raw(raw) };
+            if unused.shared().count_down() {
                 // A reactor that waits to become idle may have counted this one.
-                shared.wake();
+                unused.shared().wake();
             }
         }
         // The loser announces too, so that nobody has to wait for the winner to be scheduled.
