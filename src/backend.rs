@@ -19,6 +19,8 @@ pub(crate) mod epoll;
 #[cfg(not(loom))]
 pub(crate) mod process;
 #[cfg(not(loom))]
+pub(crate) mod scout;
+#[cfg(not(loom))]
 pub(crate) mod uring;
 
 #[cfg(not(loom))]
@@ -187,6 +189,9 @@ pub(crate) trait Kernel: Send + Sync {
 
     /// Acts on a completion of the backend's own ([`Tag::Internal`]), which may bring more.
     fn own(&mut self, completion: Completion, batch: &mut Vec<Completion>);
+
+    /// The scout has an entry that nobody can take out: puts another in its place.
+    fn renew_scout(&mut self) {}
 
     /// Whether that file can be polled at all.
     fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool;

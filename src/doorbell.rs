@@ -3,7 +3,8 @@
 //! | state | meaning |
 //! | --- | --- |
 //! | `RUNNING` | the reactor's thread is awake and will look at the intake before it sleeps |
-//! | `PARKED` | it sleeps in the kernel, or is about to; the bell has to be rung |
+//! | `DOZING` | it sleeps in the kernel, or is about to; the bell has to be rung, or one registration left to the [scout](crate::backend::scout) |
+//! | `PARKED` | the same, and the bell has to be rung: the scout has had its registration, or is not watched |
 //! | `RUNG` | somebody asked for the current or the next turn to end; nobody needs to ring |
 //!
 //! The race that this survives: a pusher adds a source and looks whether the reactor sleeps; the
@@ -11,6 +12,11 @@
 //! written, the source would lie there until something else happens. So both write first and look
 //! second, with a sequentially consistent fence between: at least one of them sees the other.
 //! (`push_against_park` in `loom-tests/` is this story, and fails without either fence.)
+//!
+//! A registration that is left to the scout lies in the intake while the reactor sleeps. There is one
+//! for each time that it sleeps, and whoever leaves it there takes on what ringing would have done: it
+//! has put the descriptor where its first event ends the sleep, or else it rings after all. See
+//! [`Source`](crate::source) for how those who want more of it than that are told apart.
 //!
 //! A wake needs no fence, because both sides exchange the state itself, and the second of two
 //! exchanges sees the first. Exchanges also pass on what came before others of their kind, so that a
@@ -27,7 +33,7 @@ pub(crate) struct Doorbell {
 /// What came of an attempt to sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parked {
-    /// The state is `PARKED`, and whoever has news will ring.
+    /// The state is `DOZING` or `PARKED`, and whoever has news will see to it that it ends.
     Asleep,
     /// Somebody had asked for a turn to end, or has rung meanwhile.
     Rung,
@@ -35,9 +41,21 @@ pub(crate) enum Parked {
     Busy,
 }
 
+/// What a push has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Nothing: the reactor is awake, or has been rung.
+    Nobody,
+    /// Ring the bell.
+    Bell,
+    /// Leave the source to the scout, or call [`pushed`](Doorbell::pushed) once more.
+    Scout,
+}
+
 const RUNNING: u32 = 0;
-const PARKED: u32 = 1;
-const RUNG: u32 = 2;
+const DOZING: u32 = 1;
+const PARKED: u32 = 2;
+const RUNG: u32 = 3;
 
 impl Doorbell {
     pub(crate) fn new() -> Doorbell {
@@ -46,31 +64,43 @@ impl Doorbell {
         }
     }
 
-    /// Something was pushed to the intake. True if the caller has to ring the bell.
+    /// Something was pushed to the intake. `scout` says that the scout will do for it.
     #[must_use]
-    pub(crate) fn pushed(&self) -> bool {
+    pub(crate) fn pushed(&self, scout: bool) -> Call {
         // Between the push and the look at the state. Pairs with the fence in `park`.
         fence(Ordering::SeqCst);
-        self.state.load(Ordering::Relaxed) == PARKED
-            && self
+        let mut state = self.state.load(Ordering::Relaxed);
+        loop {
+            let (next, call) = match state {
+                DOZING if scout => (PARKED, Call::Scout),
+                DOZING | PARKED => (RUNG, Call::Bell),
+                _ => return Call::Nobody,
+            };
+            match self
                 .state
-                .compare_exchange(PARKED, RUNG, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+                .compare_exchange(state, next, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return call,
+                Err(actual) => state = actual,
+            }
+        }
     }
 
     /// The current or the next turn shall end. True if the caller has to ring the bell.
     #[must_use]
     pub(crate) fn wake(&self) -> bool {
         // Release: what the caller did before `wake` is seen by the turn that ends for it.
-        self.state.swap(RUNG, Ordering::Release) == PARKED
+        matches!(self.state.swap(RUNG, Ordering::Release), DOZING | PARKED)
     }
 
-    /// The reactor is about to sleep, if `idle` says that there is still nothing to do.
+    /// The reactor is about to sleep, if `idle` says that there is still nothing to do. `scouted`
+    /// says that it watches the scout while it does.
     #[must_use]
-    pub(crate) fn park(&self, idle: impl FnOnce() -> bool) -> Parked {
+    pub(crate) fn park(&self, scouted: bool, idle: impl FnOnce() -> bool) -> Parked {
+        let parked = if scouted { DOZING } else { PARKED };
         if self
             .state
-            .compare_exchange(RUNNING, PARKED, Ordering::Relaxed, Ordering::Relaxed)
+            .compare_exchange(RUNNING, parked, Ordering::Relaxed, Ordering::Relaxed)
             .is_err()
         {
             self.unpark();

@@ -301,7 +301,8 @@ impl Driver {
                 let rung = shared.doorbell.unpark() || !idle();
                 return if rung { Rest::Awake } else { Rest::Glance };
             }
-            match shared.doorbell.park(|| shared.intake.is_empty() && idle()) {
+            let idle = || shared.intake.is_empty() && idle();
+            match shared.doorbell.park(!self.nested, idle) {
                 Parked::Asleep => return Rest::Asleep,
                 Parked::Rung => return Rest::Awake,
                 Parked::Busy if !idle() => break,
@@ -323,9 +324,26 @@ impl Driver {
         any
     }
 
+    /// What is wanted of a source from the intake, which the scout has no part in any more.
+    fn take_intent(&mut self, source: &Source) -> Intent {
+        let intent = source.take_intent();
+        if intent.contains(Intent::SCOUTED) {
+            // SAFETY: the descriptor is the user's, who promised to keep it open until it is
+            // deregistered, or ours to close after this. If it is closed, its number names another file
+            // or none, and no entry: one registration is scouted while the reactor sleeps, and now it
+            // is awake. (One that is too late has its descriptor open, and removes its entry itself.)
+            let descriptor = unsafe { BorrowedFd::borrow_raw(source.fd()) };
+            if !self.shared.bell.scout.remove(descriptor) {
+                // The file may live on by another descriptor, and its entry with it.
+                self.kernel.renew_scout();
+            }
+        }
+        intent
+    }
+
     /// A source wants attention.
     fn attend(&mut self, source: Arc<Source>) {
-        let intent = source.take_intent();
+        let intent = self.take_intent(&source);
         match source.slot() {
             RETIRED => {}
             NO_SLOT if intent.contains(Intent::CLOSING) => {
@@ -597,7 +615,7 @@ impl Driver {
         let shared = &self.shared;
         let asleep = quiet
             && !shared.doorbell.is_rung()
-            && shared.doorbell.park(|| shared.intake.is_empty()) == Parked::Asleep;
+            && shared.doorbell.park(false, || shared.intake.is_empty()) == Parked::Asleep;
         if !asleep {
             shared.bell.ring();
         }

@@ -142,13 +142,14 @@ impl Registration {
         handle: &Handle,
     ) -> io::Result<bool> {
         if let Some(source) = self.source() {
-            source.announce();
+            source.announce(None);
             return Ok(false);
         }
         let shared = handle.resolve()?;
         shared.check()?;
         shared.count_up();
-        let fd = io.as_fd().as_raw_fd();
+        let io = io.as_fd();
+        let fd = io.as_raw_fd();
         let source = Arc::new(Source::new(fd, interest, shared));
         let raw = Arc::into_raw(source).cast_mut();
         // Release: who meets the source finds it made. The loser looks at the other's below.
@@ -168,7 +169,7 @@ impl Registration {
         }
         // The loser announces too, so that nobody has to wait for the winner to be scheduled.
         if let Some(source) = self.source() {
-            source.announce();
+            source.announce(published.is_ok().then_some(io));
         }
         if published.is_ok() {
             tracing::debug!(fd, ?interest, "registered");
@@ -196,6 +197,7 @@ impl Registration {
         if source.fd() != io.as_fd().as_raw_fd() {
             return Err(Error::WrongDescriptor.into());
         }
+        source.withdraw(io.as_fd());
         source.deregister(None);
         tracing::debug!(fd = source.fd(), "deregistered");
         Ok(())

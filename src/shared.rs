@@ -1,7 +1,7 @@
 //! What a reactor shares with its handles and sources.
 
 use crate::backend::Bell;
-use crate::doorbell::Doorbell;
+use crate::doorbell::{Call, Doorbell};
 use crate::error::Error;
 use crate::intake::Intake;
 use crate::metrics::{Counters, Metrics};
@@ -9,6 +9,7 @@ use crate::source::Source;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -45,17 +46,27 @@ impl Shared {
     }
 
     /// Queues a source whose `QUEUED` bit the caller has just set. Gives it back if the reactor is
-    /// gone.
-    pub(crate) fn attend(&self, source: Arc<Source>) -> Result<(), Arc<Source>> {
-        self.intake.push(source)?;
-        self.nudge();
+    /// gone. `descriptor` is the source's, if it is known to be open.
+    pub(crate) fn attend(
+        &self,
+        source: &Arc<Source>,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Arc<Source>> {
+        self.intake.push(Arc::clone(source))?;
+        let scouted = descriptor.filter(|_| source.is_for_the_scout());
+        match (self.doorbell.pushed(scouted.is_some()), scouted) {
+            (Call::Nobody, _) => {}
+            (Call::Scout, Some(descriptor)) if source.scout(descriptor) => {}
+            (Call::Scout, _) => self.nudge(),
+            (Call::Bell, _) => self.bell.ring(),
+        }
         self.intake.hold_up();
         Ok(())
     }
 
     /// Makes a parked reactor look around. One that is awake will before it parks.
     pub(crate) fn nudge(&self) {
-        if self.doorbell.pushed() {
+        if self.doorbell.pushed(false) == Call::Bell {
             self.bell.ring();
         }
     }

@@ -43,6 +43,15 @@
 //! *A guard clears what it saw while a new edge comes.* The tick tells the two apart, so the new one
 //! stays. (`a_clear_against_a_new_edge`, `a_clear_and_a_new_wait_against_an_edge`)
 //!
+//! *The reactor sleeps over a source in the intake.* That is one for reading alone, whose descriptor is
+//! in the [scout](crate::backend::scout) and ends the sleep by itself. Whoever wants more of it finds it
+//! queued and rings, and has set its bits in the one word in which it is marked as scouted. So either
+//! the mark finds those bits, is not made, and whoever would have made it rings; or they come after it,
+//! and so after the reactor went to sleep, which whoever rings then sees. Pushed first and scouted
+//! second: an event that ends the sleep finds the source in the intake. And a push that meets another
+//! sleep than it takes it for does no harm: the driver, which sleeps over nothing that was pushed
+//! before, has looked at the source, and the mark is not made. (`scout` in the models)
+//!
 //! *A task is answered by a load alone.* That load acquires too: whoever is told of an edge sees what
 //! led to it, and whoever is told of the end, what came before it. (`what_led_to_an_edge_is_seen_by_*`)
 
@@ -60,7 +69,7 @@ pub(crate) use published::Published;
 
 use intent::Intent;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::task::{Poll, Waker};
 use waiters::Waiters;
@@ -325,6 +334,35 @@ impl Source {
         unsafe { &*waiters }
     }
 
+    /// True if the scout could do for it.
+    pub(crate) fn is_for_the_scout(&self) -> bool {
+        // Relaxed: `scout` looks again.
+        self.intent.load(Ordering::Relaxed) == Intent::UNHEARD.0
+    }
+
+    /// Leaves a source that is in the intake to the scout. False if it has to be rung for, because
+    /// the scout does not take the descriptor, because more is wanted of it by now than that it be
+    /// read, or because the driver may have looked at it.
+    pub(crate) fn scout(&self, descriptor: BorrowedFd<'_>) -> bool {
+        let scout = &self.shared.bell.scout;
+        if !scout.add(descriptor) {
+            return false;
+        }
+        // In the scout first, `SCOUTED` second: whoever clears the bit takes it out.
+        let scouted = Intent::UNHEARD.or(Intent::SCOUTED);
+        let marked = self.intent.compare_exchange(
+            Intent::UNHEARD.0,
+            scouted.0,
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
+        if marked.is_err() {
+            // Nobody knows of it but we.
+            scout.remove(descriptor);
+        }
+        marked.is_ok()
+    }
+
     /// True once [`deregister`](Published::deregister) was called.
     pub(crate) fn is_closing(&self) -> bool {
         self.intent().contains(Intent::CLOSING)
@@ -342,9 +380,10 @@ impl Source {
 
     /// What is wanted, as of now. A later change queues the source again.
     pub(crate) fn take_intent(&self) -> Intent {
-        // Acquire: pairs with `request`. Release: what the drain did to `next` comes before what the
-        // next push does.
-        Intent(self.intent.fetch_and(!Intent::QUEUED.0, Ordering::AcqRel))
+        // Acquire: pairs with `request` and `scout`. Release: what the drain did to `next` comes
+        // before what the next push does.
+        let cleared = Intent::QUEUED.or(Intent::SCOUTED);
+        Intent(self.intent.fetch_and(!cleared.0, Ordering::AcqRel))
     }
 
     /// What is wanted, for a source that is not in the intake.

@@ -1,6 +1,7 @@
-//! The bell: an eventfd that a parked reactor watches.
+//! The bell: an eventfd that a parked reactor watches. With it comes the [`Scout`].
 
 use crate::backend::process;
+use crate::backend::scout::Scout;
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::mem::ManuallyDrop;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Debug)]
 pub(crate) struct Bell {
     fd: OwnedFd,
+    pub(crate) scout: Scout,
     /// For a reactor that lives on a thread of its own: the process of that thread, plus one.
     /// Nothing survives a fork that could turn such a reactor.
     home: AtomicU32,
@@ -19,6 +21,7 @@ impl Bell {
     pub(crate) fn new() -> io::Result<Bell> {
         Ok(Bell {
             fd: new_eventfd()?,
+            scout: Scout::new()?,
             home: AtomicU32::new(0),
         })
     }
@@ -32,10 +35,11 @@ impl Bell {
         signal(self.fd());
     }
 
-    /// In a child process: takes the parent's eventfd out of this process's hands, under the same
-    /// number, which others know.
+    /// In a child process: takes what is the parent's out of this process's hands, under the same
+    /// numbers, which others know.
     pub(crate) fn replace(&self) -> io::Result<()> {
-        replace(self.fd(), new_eventfd()?)
+        replace(self.fd(), new_eventfd()?)?;
+        self.scout.replace()
     }
 
     /// Only a thread of this process turns the reactor from now on.

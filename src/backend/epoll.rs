@@ -30,6 +30,7 @@ use std::time::Duration;
 const BATCH: usize = 1024;
 
 const DOORBELL: Token = Token::new(Tag::Internal, 0, 0);
+const SCOUT: Token = Token::new(Tag::Internal, 1, 0);
 
 /// The entries of one epoll instance.
 pub(crate) struct Entries {
@@ -100,6 +101,11 @@ impl Entries {
             Err(Errno::EXIST) => Ok(()),
             result => result,
         }
+    }
+
+    /// Removes such an entry.
+    fn ignore(&self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.epoll, fd);
     }
 
     fn enter(&self, token: Token, fd: BorrowedFd<'_>, events: u16) -> Result<(), Errno> {
@@ -193,18 +199,21 @@ pub(crate) struct Epoll {
 
 impl Epoll {
     pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Epoll> {
-        let mut epoll = Epoll {
+        let epoll = Epoll {
             entries: Entries::new()?,
             made: Vec::new(),
             process: process::generation(),
             shared,
         };
-        epoll.watch_bell()?;
+        epoll.watch_own()?;
         Ok(epoll)
     }
 
-    fn watch_bell(&mut self) -> io::Result<()> {
-        Ok(self.entries.watch(DOORBELL, self.shared.bell.fd())?)
+    /// Watches what is the reactor's own.
+    fn watch_own(&self) -> io::Result<()> {
+        let bell = &self.shared.bell;
+        self.entries.watch(DOORBELL, bell.fd())?;
+        Ok(self.entries.watch(SCOUT, bell.scout.fd())?)
     }
 
     fn finish(&mut self, token: Token, error: Errno) {
@@ -266,7 +275,18 @@ impl Kernel for Epoll {
     }
 
     fn own(&mut self, _: Completion, _: &mut Vec<Completion>) {
-        // The bell has done its work by ending the wait.
+        // The bell, or the scout, has done its work by ending the wait.
+    }
+
+    fn renew_scout(&mut self) {
+        let scout = &self.shared.bell.scout;
+        // A child process may keep the old one, which then does not go with its number.
+        self.entries.ignore(scout.fd());
+        let renewed = scout.replace().and_then(|()| self.watch_own());
+        if let Err(error) = renewed {
+            tracing::warn!(%error, "registrations will have to wake the reactor from now on");
+            scout.retire();
+        }
     }
 
     fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool {
@@ -294,7 +314,7 @@ impl Kernel for Epoll {
         self.entries.replace()?;
         self.made.clear();
         self.process = process::generation();
-        self.watch_bell()
+        self.watch_own()
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

@@ -46,6 +46,9 @@ struct State {
     raised: bool,
     /// What is ready, by descriptor.
     ready: Vec<(RawFd, u16)>,
+    /// The descriptors in the scout, and whether it takes any.
+    scouted: Vec<RawFd>,
+    refuses_scouts: bool,
     closed: Vec<RawFd>,
     /// Cancelled polls keep their last completion back, here.
     keeps_ends: bool,
@@ -99,6 +102,7 @@ impl World {
                     state.report(poll, bits, true);
                 }
             }
+            state.stir(fd, bits);
         });
     }
 
@@ -206,6 +210,16 @@ impl World {
         self.lock().closed.clone()
     }
 
+    /// From now on the scout takes no descriptor.
+    pub(crate) fn refuse_scouts(&self) {
+        self.lock().refuses_scouts = true;
+    }
+
+    /// The descriptors in the scout.
+    pub(crate) fn scouted(&self) -> Vec<RawFd> {
+        self.lock().scouted.clone()
+    }
+
     /// How often the bell was rung.
     pub(crate) fn rings(&self) -> usize {
         self.lock().rings
@@ -227,6 +241,12 @@ impl State {
         self.completions.push_back(completion);
         self.history.push(completion);
         self.raised |= self.nested;
+    }
+
+    /// News of a descriptor: if it is in the scout, they end a sleep as the bell does.
+    fn stir(&mut self, fd: RawFd, bits: u16) {
+        let reported = events::IN | events::RDHUP | events::ERR | events::HUP;
+        self.rung |= bits & reported != 0 && self.scouted.contains(&fd);
     }
 
     fn close(&mut self, token: Token, fd: OwnedFd) {
@@ -253,6 +273,8 @@ impl State {
 pub(crate) struct Memory {
     written: AtomicBool,
     let_go: AtomicBool,
+    /// Descriptors that the scout was given.
+    scouted: AtomicUsize,
     adoptions: AtomicUsize,
     adopted: std::sync::Mutex<Vec<Adoption>>,
     /// Where a model asks for it.
@@ -289,6 +311,7 @@ impl Memory {
         let memory = std::sync::Arc::new(Memory {
             written: AtomicBool::new(false),
             let_go: AtomicBool::new(false),
+            scouted: AtomicUsize::new(0),
             adoptions: AtomicUsize::new(0),
             adopted: std::sync::Mutex::default(),
             armings: std::sync::Mutex::default(),
@@ -347,12 +370,16 @@ impl Memory {
 #[derive(Debug)]
 pub(crate) struct Bell {
     pub(crate) world: Arc<World>,
+    pub(crate) scout: Scout,
 }
 
 impl Bell {
     pub(crate) fn new() -> io::Result<Bell> {
         let world = Arc::new(World::new());
-        Ok(Bell { world })
+        let scout = Scout {
+            world: Arc::clone(&world),
+        };
+        Ok(Bell { world, scout })
     }
 
     pub(crate) fn ring(&self) {
@@ -367,6 +394,45 @@ impl Bell {
 
     pub(crate) fn is_orphaned(&self) -> bool {
         false
+    }
+}
+
+/// The scout of a reactor on a fake kernel.
+#[derive(Debug)]
+pub(crate) struct Scout {
+    world: Arc<World>,
+}
+
+impl Scout {
+    pub(crate) fn add(&self, descriptor: BorrowedFd<'_>) -> bool {
+        let fd = descriptor.as_raw_fd();
+        let added = self.world.happen(|state| {
+            if state.refuses_scouts || state.scouted.contains(&fd) {
+                return false;
+            }
+            state.scouted.push(fd);
+            let ready = state.ready.iter().filter(|(ready, _)| *ready == fd);
+            let bits = ready.fold(0, |bits, (_, more)| bits | more);
+            state.stir(fd, bits);
+            true
+        });
+        if added {
+            self.world.memory.scouted.fetch_add(1, Ordering::Relaxed);
+        }
+        added
+    }
+
+    pub(crate) fn remove(&self, descriptor: BorrowedFd<'_>) -> bool {
+        let fd = descriptor.as_raw_fd();
+        let memory = &self.world.memory;
+        let known = memory.scouted.load(Ordering::Relaxed) != 0;
+        assert!(known, "out of the scout before it went in: {fd}");
+        let closed = memory.adopted().iter().any(|other| other.fd == fd);
+        assert!(!closed, "closed, then out of the scout: {fd}");
+        let mut state = self.world.lock();
+        let before = state.scouted.len();
+        state.scouted.retain(|other| *other != fd);
+        state.scouted.len() < before
     }
 }
 

@@ -11,7 +11,8 @@
 //!   sees the end in the same call. Linked they need not be, for neither waits for anything, and
 //!   whichever comes second lets go of the file. `closes` remembers the descriptors of `CLOSE`
 //!   entries that have not been submitted, which would leak with the ring.
-//! - **The bell** is one more multishot poll. An overflow can end it; then it is armed again.
+//! - **The bell** is one more multishot poll, and so is the scout. An overflow can end them; then they
+//!   are armed again.
 //! - **The far tier** is an epoll instance, which the ring watches, for what a ring cannot do:
 //!   - files with more than two wait queues (`EINVAL`);
 //!   - urgent data. A wake-up for `POLLPRI` alone is ignored (`IO_ASYNC_POLL_COMMON` in
@@ -62,6 +63,8 @@ const NOW: Option<Duration> = Some(Duration::ZERO);
 const BELL: Token = Token::new(Tag::Internal, 0, 0);
 const FAR: Token = Token::new(Tag::Internal, 1, 0);
 const GRAVE: Token = Token::new(Tag::Internal, 2, 0);
+const SCOUT: Token = Token::new(Tag::Internal, 3, 0);
+const SCOUT_RENEWED: Token = Token::new(Tag::Internal, 4, 0);
 
 /// A ring with what must end with it.
 struct Instance {
@@ -286,6 +289,8 @@ impl Uring {
         self.instance.ring.enable()?;
         let bell = self.shared.bell.fd().as_raw_fd();
         self.watch(BELL, bell);
+        let scout = self.shared.bell.scout.fd().as_raw_fd();
+        self.watch(SCOUT, scout);
         if std::mem::take(&mut self.far_watched) {
             self.watch_far();
         }
@@ -470,10 +475,22 @@ impl Kernel for Uring {
         let fd = match completion.token {
             BELL => self.shared.bell.fd().as_raw_fd(),
             FAR => self.far.fd().as_raw_fd(),
+            SCOUT => self.shared.bell.scout.fd().as_raw_fd(),
             _ => return,
         };
         tracing::debug!("the kernel ended a poll of the reactor's own; arming it again");
         self.watch(completion.token, fd);
+    }
+
+    fn renew_scout(&mut self) {
+        if let Err(error) = self.shared.bell.scout.replace() {
+            tracing::warn!(%error, "registrations will have to wake the reactor from now on");
+            self.shared.bell.scout.retire();
+            return;
+        }
+        // The poll holds the old one. Its end is answered as an overflow's is: the new one is watched.
+        let cancel = opcode::AsyncCancel::new(SCOUT.0).build();
+        self.instance.push(cancel.user_data(SCOUT_RENEWED.0));
     }
 
     fn rebuild(&mut self) -> io::Result<()> {

@@ -9,6 +9,7 @@
 //! | 6 | `ANNOUNCED` | the first push | nobody |
 //! | 7 | `ORPHANED` | whoever finds that no driver will come any more | nobody |
 //! | 8 | `TAKEN` | whoever is about to close the descriptor that was handed over | nobody |
+//! | 9 | `SCOUTED` | the `register` that has put the descriptor into the scout, while the rest says [`UNHEARD`](Intent::UNHEARD) | whoever takes it out again: the driver, together with `QUEUED`, or `deregister` |
 //!
 //! One word, so that the driver's "clear `QUEUED`, then read what is wanted" is a single step: a
 //! change that it does not see finds `QUEUED` clear and queues the source again.
@@ -35,6 +36,12 @@ impl Intent {
     pub(crate) const ANNOUNCED: Intent = Intent(1 << 6);
     pub(crate) const ORPHANED: Intent = Intent(1 << 7);
     pub(crate) const TAKEN: Intent = Intent(1 << 8);
+    pub(crate) const SCOUTED: Intent = Intent(1 << 9);
+    /// What is wanted of a registration for reading that the driver has not looked at. Nothing else
+    /// may be left to the scout.
+    pub(crate) const UNHEARD: Intent = Intent::of(Interest::READABLE)
+        .or(Intent::QUEUED)
+        .or(Intent::ANNOUNCED);
 
     pub(crate) const fn of(interest: Interest) -> Intent {
         Intent(interest.bits() as u32)
@@ -69,6 +76,7 @@ mod tests {
             Intent::ANNOUNCED,
             Intent::ORPHANED,
             Intent::TAKEN,
+            Intent::SCOUTED,
         ];
         let mut union = Intent(0);
         for field in fields {

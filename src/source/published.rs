@@ -9,7 +9,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
 use std::ops::Deref;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::task::{Poll, Waker};
 
 /// A published source, as its registration sees it. It has the strong count that a push to the
@@ -155,6 +155,9 @@ impl Published<'_> {
         };
         if missing != Intent(0) || !intent.contains(Intent::ANNOUNCED) {
             self.request(missing);
+        } else if intent.contains(Intent::QUEUED) && !intent.contains(Intent::SCOUTED) {
+            // Whoever has pushed it may not have come to what ends the reactor's sleep.
+            self.shared.nudge();
         }
     }
 
@@ -173,10 +176,23 @@ impl Published<'_> {
     }
 
     /// First push of a published source. Also called by whoever meets a published source that is
-    /// not announced, so that nobody depends on the publisher being scheduled again.
-    pub(crate) fn announce(&self) {
+    /// not announced, so that nobody depends on the publisher being scheduled again. `descriptor` is
+    /// the source's, if it is known to be open.
+    pub(crate) fn announce(&self, descriptor: Option<BorrowedFd<'_>>) {
         if !Intent(self.intent.load(Ordering::Relaxed)).contains(Intent::ANNOUNCED) {
-            self.request(Intent(0));
+            self.request_for(Intent(0), descriptor);
+        }
+    }
+
+    /// The descriptor is open, and may not be for long: takes it out of the scout. To be called before
+    /// [`deregister`](Published::deregister), which rings.
+    pub(crate) fn withdraw(&self, descriptor: BorrowedFd<'_>) {
+        // Relaxed: whoever deregisters knows what the `register` that set the bit has done.
+        let scouted = |intent| Intent(intent).contains(Intent::SCOUTED);
+        if scouted(self.intent.load(Ordering::Relaxed))
+            && scouted(self.intent.fetch_and(!Intent::SCOUTED.0, Ordering::Relaxed))
+        {
+            self.shared.bell.scout.remove(descriptor);
         }
     }
 
@@ -197,14 +213,19 @@ impl Published<'_> {
 
     /// Adds to the intent and makes the driver look, unless it is about to look anyway.
     fn request(&self, bits: Intent) {
+        self.request_for(bits, None);
+    }
+
+    fn request_for(&self, bits: Intent, descriptor: Option<BorrowedFd<'_>>) {
         let bits = bits.or(Intent::QUEUED).or(Intent::ANNOUNCED);
         // Release: the driver knows what came before. Acquire: `next` is ours when `QUEUED` was clear.
         let before = Intent(self.intent.fetch_or(bits.0, Ordering::AcqRel));
         if before.contains(Intent::ORPHANED) {
             drop(self.take_fd());
-        } else if !before.contains(Intent::QUEUED)
-            && let Err(source) = self.shared.attend(Arc::clone(&self.source))
-        {
+        } else if before.contains(Intent::QUEUED) {
+            // The reactor may be asleep over it.
+            self.shared.nudge();
+        } else if let Err(source) = self.shared.attend(&self.source, descriptor) {
             source.orphan();
         }
     }

@@ -1,0 +1,71 @@
+//! The scout: an epoll instance that a parked reactor watches, and to which another thread gives a
+//! descriptor instead of ringing the bell.
+//!
+//! To wake a processor that sleeps costs the caller more than ten microseconds, `epoll_ctl` one. So a
+//! thread that registers with a parked reactor leaves the registration in the intake and the descriptor
+//! here, once for each time that the reactor sleeps. The first news of the descriptor, or the first
+//! ring of the bell for another reason, wakes the reactor, which drains the intake as always: takes the
+//! descriptor out of the scout, and watches it itself. What was ready before that is reported then.
+//!
+//! So the scout is a doorbell that descriptors ring themselves. Nobody waits on it or reads its events.
+
+use crate::backend::bell;
+use crate::backend::process;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// No process.
+const NOBODY: u32 = u32::MAX;
+
+#[derive(Debug)]
+pub(crate) struct Scout {
+    epoll: OwnedFd,
+    /// Whose it is. A child process must leave its parent's alone.
+    process: AtomicU32,
+}
+
+impl Scout {
+    pub(crate) fn new() -> io::Result<Scout> {
+        Ok(Scout {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            process: AtomicU32::new(process::generation()),
+        })
+    }
+
+    /// The descriptor to watch. Every event of what was added is an edge.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// Adds what a registration for reading asks for. What is ready now is an event. False if that
+    /// cannot be, for whatever reason: then there is the bell.
+    pub(crate) fn add(&self, descriptor: BorrowedFd<'_>) -> bool {
+        let events = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        self.is_ours() && epoll::add(&self.epoll, descriptor, EventData::new_u64(0), events).is_ok()
+    }
+
+    /// Removes it. False if there may be an entry that cannot be removed.
+    pub(crate) fn remove(&self, descriptor: BorrowedFd<'_>) -> bool {
+        !self.is_ours() || epoll::delete(&self.epoll, descriptor).is_ok()
+    }
+
+    /// Puts an empty instance of this process under the same number, which others know.
+    pub(crate) fn replace(&self) -> io::Result<()> {
+        bell::replace(self.fd(), epoll::create(CreateFlags::CLOEXEC)?)?;
+        // Release: pairs with `is_ours`.
+        self.process.store(process::generation(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes no descriptors any more.
+    pub(crate) fn retire(&self) {
+        self.process.store(NOBODY, Ordering::Relaxed);
+    }
+
+    fn is_ours(&self) -> bool {
+        // Acquire: whoever is told so in a child process finds the child's instance.
+        self.process.load(Ordering::Acquire) == process::generation()
+    }
+}
