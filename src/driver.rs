@@ -70,6 +70,9 @@ pub(crate) struct Driver {
     spin: Duration,
     /// Where new polls go.
     tier: Tier,
+    /// The last drain found more than one source: the next will be followed by others, too, and one
+    /// ring of the bell wakes the reactor for all.
+    crowded: bool,
     /// The backend knows that its descriptor counts.
     nested: bool,
     /// The last one that was given out. No two polls have the same, whatever slot they are in.
@@ -96,6 +99,7 @@ impl Driver {
             spin,
             insists: false,
             tier: Tier::Near,
+            crowded: false,
             nested: false,
             generation: 0,
         }
@@ -302,7 +306,9 @@ impl Driver {
                 return if rung { Rest::Awake } else { Rest::Glance };
             }
             let idle = || shared.intake.is_empty() && idle();
-            match shared.doorbell.park(!self.nested, idle) {
+            // Somebody who sleeps on our descriptor does not watch the scout.
+            let scouted = !self.nested && !self.crowded;
+            match shared.doorbell.park(scouted, idle) {
                 Parked::Asleep => return Rest::Asleep,
                 Parked::Rung => return Rest::Awake,
                 Parked::Busy if !idle() => break,
@@ -316,12 +322,15 @@ impl Driver {
 
     /// Drains the intake. True if there was anything in it, perhaps one that ends.
     fn attend_all(&mut self) -> bool {
-        let mut any = false;
+        let mut count = 0_usize;
         for source in self.shared.intake.drain() {
-            any = true;
+            count += 1;
             self.attend(source);
         }
-        any
+        if count > 0 {
+            self.crowded = count > 1;
+        }
+        count > 0
     }
 
     /// What is wanted of a source from the intake, which the scout has no part in any more.
@@ -667,6 +676,11 @@ impl Driver {
             source.release();
         }
         for source in shared.intake.close() {
+            if source.take_intent().contains(Intent::SCOUTED) {
+                // SAFETY: as in `take_intent`.
+                let descriptor = unsafe { BorrowedFd::borrow_raw(source.fd()) };
+                shared.bell.scout.remove(descriptor);
+            }
             // Its slot, if it has one, follows; what was handed over is closed by whichever is first
             // to find that nobody else will.
             if source.slot() == NO_SLOT {

@@ -340,9 +340,8 @@ impl Source {
         self.intent.load(Ordering::Relaxed) == Intent::UNHEARD.0
     }
 
-    /// Leaves a source that is in the intake to the scout. False if it has to be rung for, because
-    /// the scout does not take the descriptor, because more is wanted of it by now than that it be
-    /// read, or because the driver may have looked at it.
+    /// Leaves a source that is in the intake to the scout. False if it has to be rung for, because the
+    /// scout does not take the descriptor, or because more is wanted of it by now than that it be read.
     pub(crate) fn scout(&self, descriptor: BorrowedFd<'_>) -> bool {
         let scout = &self.shared.bell.scout;
         if !scout.add(descriptor) {
@@ -356,11 +355,11 @@ impl Source {
             Ordering::Release,
             Ordering::Relaxed,
         );
-        if marked.is_err() {
-            // Nobody knows of it but we.
-            scout.remove(descriptor);
-        }
-        marked.is_ok()
+        let Err(actual) = marked else { return true };
+        // Nobody knows of it but we.
+        scout.remove(descriptor);
+        // If it is not queued any more, the driver has looked at it.
+        !Intent(actual).contains(Intent::QUEUED)
     }
 
     /// True once [`deregister`](Published::deregister) was called.

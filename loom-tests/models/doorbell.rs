@@ -28,7 +28,7 @@ fn push_against_park() {
     explore(Exhaustive, || {
         let (mut reactor, handle, world) = reactor();
         world.trigger(10, IN);
-        let pusher = thread::spawn(move || registered(&handle, 10));
+        let pusher = thread::spawn(move || registered_for_both(&handle, 10));
         turn_until(&mut reactor, 1);
         assert!(world.rings() <= 1);
         let registration = pusher.join().unwrap();
@@ -44,7 +44,7 @@ fn two_pushes_against_park() {
         let pushers = [10, 11].map(|number| {
             world.trigger(number, IN);
             let handle = handle.clone();
-            thread::spawn(move || registered(&handle, number))
+            thread::spawn(move || registered_for_both(&handle, number))
         });
         turn_until(&mut reactor, 2);
         for pusher in pushers {
@@ -152,7 +152,7 @@ fn a_push_and_a_wake_against_park() {
         let written = Arc::new(AtomicBool::new(false));
         let pusher = {
             let handle = handle.clone();
-            thread::spawn(move || registered(&handle, 10))
+            thread::spawn(move || registered_for_both(&handle, 10))
         };
         let waker = {
             let written = Arc::clone(&written);

@@ -12,5 +12,6 @@ mod gone;
 mod intent;
 mod paths;
 mod registration;
+mod scout;
 mod shared_waits;
 mod wakers;

@@ -133,6 +133,14 @@ pub(super) fn registered(handle: &Handle, number: i32) -> Registration {
     registration
 }
 
+/// As above, for both directions, which rings for a reactor that sleeps.
+pub(super) fn registered_for_both(handle: &Handle, number: i32) -> Registration {
+    let registration = Registration::new();
+    let new = registration.register_with(&fd(number), handle);
+    assert!(new.unwrap());
+    registration
+}
+
 /// A reactor with a registration for reading that is armed.
 pub(super) fn armed(number: i32) -> (Reactor, Handle, Arc<World>, Registration) {
     let (mut reactor, handle, world) = reactor();
