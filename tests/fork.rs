@@ -327,6 +327,43 @@ both_backends_in_child! {
         program.wait().unwrap();
         parents.check();
     }
+    fn a_child_that_registers_with_a_sleeping_parent_gives_it_nothing_to_watch(backend: Backend) {
+        let reactor = Reactor::builder().backend(backend).build().unwrap();
+        let turning = Turning::start(reactor);
+        turning.wait_until_parked();
+        let (ours, theirs) = unix_pair();
+        let child = Child::run(|| {
+            let registration = Registration::new();
+            let handle = turning.handle();
+            let _ = registration.register_interest(&ours, Interest::READABLE, handle);
+        });
+        child.join();
+        turning.wait_until_parked();
+        let before = turning.handle().metrics().turns;
+        put(&theirs, b"x");
+        turning.wait_until_parked();
+        assert_eq!(turning.handle().metrics().turns, before);
+    }
+
+    fn what_a_reactor_slept_over_is_heard_of_in_parent_and_child(backend: Backend) {
+        let reactor = Reactor::builder().backend(backend).build().unwrap();
+        let turning = Turning::start(reactor);
+        turning.wait_until_parked();
+        let (ours, theirs) = unix_pair();
+        let registration = Registration::new();
+        registration
+            .register_interest(&ours, Interest::READABLE, turning.handle())
+            .unwrap();
+        let mut reactor = turning.stop();
+        let child = Child::run(|| {
+            put(&theirs, b"x");
+            read_ready(&mut reactor, &registration, Ready::READABLE);
+            get(&ours, &mut [0]);
+            drop(registration);
+            drop(reactor);
+        });
+        child.join();
+    }
 }
 
 #[test]
