@@ -90,7 +90,8 @@ impl Doorbell {
     #[must_use]
     pub(crate) fn wake(&self) -> bool {
         // Release: what the caller did before `wake` is seen by the turn that ends for it.
-        matches!(self.state.swap(RUNG, Ordering::Release), DOZING | PARKED)
+        let before = self.state.swap(RUNG, Ordering::Release);
+        before == DOZING || before == PARKED
     }
 
     /// The reactor is about to sleep, if `idle` says that there is still nothing to do. `scouted`

@@ -305,10 +305,8 @@ impl Driver {
                 let rung = shared.doorbell.unpark() || !idle();
                 return if rung { Rest::Awake } else { Rest::Glance };
             }
-            let idle = || shared.intake.is_empty() && idle();
-            // Somebody who sleeps on our descriptor does not watch the scout.
-            let scouted = !self.nested && !self.crowded;
-            match shared.doorbell.park(scouted, idle) {
+            let nothing = || shared.intake.is_empty() && idle();
+            match shared.doorbell.park(!self.crowded, nothing) {
                 Parked::Asleep => return Rest::Asleep,
                 Parked::Rung => return Rest::Awake,
                 Parked::Busy if !idle() => break,

@@ -354,15 +354,17 @@ both_backends_in_child! {
         registration
             .register_interest(&ours, Interest::READABLE, turning.handle())
             .unwrap();
-        let mut reactor = turning.stop();
+        let mut parents = Some((turning.stop(), registration));
         let child = Child::run(|| {
+            let (mut reactor, registration) = parents.take().unwrap();
             put(&theirs, b"x");
             read_ready(&mut reactor, &registration, Ready::READABLE);
-            get(&ours, &mut [0]);
-            drop(registration);
-            drop(reactor);
+            get(&ours, b"x");
         });
         child.join();
+        let (mut reactor, registration) = parents.unwrap();
+        put(&theirs, b"x");
+        read_ready(&mut reactor, &registration, Ready::READABLE);
     }
 }
 

@@ -254,6 +254,40 @@ fn a_poll_rings_for_what_is_not_yet_scouted() {
     });
 }
 
+/// `deregister` takes its descriptor out itself: the user may close it right after.
+#[test]
+fn a_deregistration_takes_its_descriptor_along() {
+    explore(Preemptions(3), || {
+        let (mut reactor, handle, world) = reactor();
+        let shared = Arc::clone(reactor.shared());
+        assert_eq!(shared.doorbell.park(true, || true), Parked::Asleep);
+        let mut registration = registered(&handle, 10);
+        assert_eq!(world.scouted(), [10]);
+        registration.deregister(&fd(10)).unwrap();
+        assert_eq!(world.scouted(), []);
+        assert_eq!(world.rings(), 1);
+        settle(&mut reactor);
+        assert!(reactor.is_idle());
+    });
+}
+
+/// Of two pushes one is left to the scout, and the other rings.
+#[test]
+fn two_pushes_while_dozing() {
+    explore(Preemptions(3), || {
+        let (reactor, _handle, _world) = reactor();
+        let shared = Arc::clone(reactor.shared());
+        assert_eq!(shared.doorbell.park(true, || true), Parked::Asleep);
+        let pushers = [(); 2].map(|()| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || shared.doorbell.pushed(true))
+        });
+        let calls = pushers.map(|pusher| pusher.join().unwrap());
+        assert!(calls.contains(&Call::Scout) && calls.contains(&Call::Bell));
+        assert!(shared.doorbell.unpark());
+    });
+}
+
 /// The reactor ends: nothing is left in the scout, and the registration answers that it is gone.
 #[test]
 fn the_end_against_a_scouted_registration() {
