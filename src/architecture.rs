@@ -10,8 +10,8 @@
 //!                                     │                  │
 //!   poll_*_ready ◄─ edges, wakers ◄───┼── dispatch ◄─ completions
 //!                                     │
-//!                     doorbell        │  recover: reconcile whatever has ended
-//!                (rung only if the reactor is parked)
+//!                 doorbell, scout     │  recover: reconcile whatever has ended
+//!                (only if the reactor is parked)
 //! ```
 //!
 //! **Publish, don't lock.** `register` makes a *source* and publishes it with one compare-exchange.
@@ -24,6 +24,11 @@
 //! look. The *driver* compares what is wanted with what is armed and asks the kernel for the
 //! difference. Registering and deregistering between two turns costs the kernel nothing, ten changes
 //! cost one entry, and recovery from whatever the kernel did is the same code as arming.
+//!
+//! **Who sleeps is woken once, and if need be.** A reactor that is awake is handed a source by the push
+//! alone. One that sleeps is rung by the first of any number of pushes. It sleeps on over one source,
+//! which wants nothing but to be read: its descriptor goes into the *scout*, an epoll instance that the
+//! kernel watches for the reactor, and ends the sleep itself when there is something to read.
 //!
 //! **The driver owns the slots.** They belong to the reactor's thread and need no synchronization. A
 //! completion names its slot and a generation; a slot is freed at its last completion, so no

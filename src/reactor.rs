@@ -173,8 +173,9 @@ impl Reactor {
     ///
     /// Waits at most once, and at most for `timeout`; `None` waits for ever, and `Some(ZERO)` does
     /// not sleep. Returns early, possibly without an event, when [`Handle::wake`] is called, when
-    /// another thread registers or deregisters, and on a signal. On a ring, a turn with a zero
-    /// timeout and nothing to do makes no system call.
+    /// another thread deregisters or registers, and on a signal. (A registration for reading alone may
+    /// let it sleep on until there is something to read.) On a ring, a turn with a zero timeout and
+    /// nothing to do makes no system call.
     ///
     /// A waker that panics is contained: the panic hook reports it, everybody else is woken, and the
     /// turn goes on.

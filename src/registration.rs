@@ -127,7 +127,9 @@ impl Registration {
     /// has ended since. Of any number of racing calls exactly one gets `Ok(true)`.
     ///
     /// The descriptor is armed by the next turn. It must be open until then, and so until
-    /// [`deregister`](Registration::deregister). The kernel's verdict on it comes with the readiness
+    /// [`deregister`](Registration::deregister). A turn that is under way is ended for that, but need
+    /// not be if the interest is `READABLE` and there is nothing to read: to wake a thread costs the
+    /// caller more than all else. The kernel's verdict on it comes with the readiness
     /// calls: `PermissionDenied` for a file that cannot be polled (a regular file, a directory,
     /// `/dev/null`), `EBADF` for a closed descriptor. Polling a direction that is not in the
     /// interest adds it.

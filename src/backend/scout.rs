@@ -69,3 +69,29 @@ impl Scout {
         self.process.load(Ordering::Acquire) == process::generation()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::bell::new_eventfd;
+
+    #[test]
+    fn what_is_in_it_is_taken_once() {
+        let scout = Scout::new().unwrap();
+        let event = new_eventfd().unwrap();
+        assert!(scout.add(event.as_fd()));
+        assert!(!scout.add(event.as_fd()));
+        assert!(scout.remove(event.as_fd()));
+        assert!(!scout.remove(event.as_fd()));
+    }
+
+    #[test]
+    fn one_that_has_retired_takes_nothing_until_it_is_replaced() {
+        let scout = Scout::new().unwrap();
+        let event = new_eventfd().unwrap();
+        scout.retire();
+        assert!(!scout.add(event.as_fd()));
+        scout.replace().unwrap();
+        assert!(scout.add(event.as_fd()));
+    }
+}

@@ -637,6 +637,41 @@ mod tests {
         assert!(!completion.more);
     }
 
+    /// True if the scout makes a wait end.
+    fn is_stirred(uring: &mut Uring) -> bool {
+        let mut stirred = false;
+        for _ in 0..3 {
+            let mut batch = Vec::new();
+            uring.wait(NOW, &mut batch).unwrap();
+            for completion in batch.clone() {
+                stirred |= completion.token == SCOUT && completion.result >= 0;
+                uring.own(completion, &mut batch);
+            }
+        }
+        stirred
+    }
+
+    #[test]
+    fn a_renewed_scout_forgets_what_was_in_it() {
+        let mut uring = started();
+        let shared = Arc::clone(&uring.shared);
+        let (old, new) = (new_eventfd().unwrap(), new_eventfd().unwrap());
+        for _ in 0..10 {
+            assert!(shared.bell.scout.add(old.as_fd()));
+            // Also while the ring is being told of an event.
+            signal(old.as_fd());
+            uring.renew_scout();
+            is_stirred(&mut uring);
+            signal(old.as_fd());
+            assert!(!is_stirred(&mut uring));
+            assert!(shared.bell.scout.add(new.as_fd()));
+            signal(new.as_fd());
+            assert!(is_stirred(&mut uring));
+            assert!(shared.bell.scout.remove(new.as_fd()));
+            assert!(!shared.bell.scout.remove(new.as_fd()));
+        }
+    }
+
     #[test]
     fn the_far_tier_answers_for_what_it_refuses_too() {
         let mut uring = started();

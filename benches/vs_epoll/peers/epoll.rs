@@ -108,14 +108,17 @@ impl Epoll {
     }
 }
 
+fn events(want: Want) -> i32 {
+    match want {
+        Want::Read => libc::EPOLLIN | libc::EPOLLRDHUP,
+        Want::Both => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLOUT,
+    }
+}
+
 impl Watcher for Epoll {
     fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want) {
         self.calls += 1;
-        let events = match want {
-            Want::Read => libc::EPOLLIN | libc::EPOLLRDHUP,
-            Want::Both => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLOUT,
-        };
-        self.instance.enter(key as u64, fd, events);
+        self.instance.enter(key as u64, fd, events(want));
     }
 
     fn remove(&mut self, _: usize, fd: BorrowedFd<'_>) {
@@ -159,8 +162,8 @@ impl Shared for Epoll {
 }
 
 impl Remote for Arc<Instance> {
-    fn add(&mut self, key: usize, fd: BorrowedFd<'_>) {
-        self.enter(key as u64, fd, libc::EPOLLIN | libc::EPOLLRDHUP);
+    fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want) {
+        self.enter(key as u64, fd, events(want));
     }
 
     fn remove(&mut self, _: usize, fd: BorrowedFd<'_>) {

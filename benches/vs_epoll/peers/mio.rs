@@ -47,7 +47,11 @@ impl Mio {
     }
 }
 
-fn add(registry: &Registry, key: usize, fd: BorrowedFd<'_>, interest: Interest) {
+fn add(registry: &Registry, key: usize, fd: BorrowedFd<'_>, want: Want) {
+    let interest = match want {
+        Want::Read => Interest::READABLE,
+        Want::Both => Interest::READABLE | Interest::WRITABLE,
+    };
     registry
         .register(&mut SourceFd(&fd.as_raw_fd()), Token(key), interest)
         .expect("the descriptor can be waited for");
@@ -62,11 +66,7 @@ fn remove(registry: &Registry, fd: BorrowedFd<'_>) {
 impl Watcher for Mio {
     fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want) {
         self.calls += 1;
-        let interest = match want {
-            Want::Read => Interest::READABLE,
-            Want::Both => Interest::READABLE | Interest::WRITABLE,
-        };
-        add(self.poll.registry(), key, fd, interest);
+        add(self.poll.registry(), key, fd, want);
     }
 
     fn remove(&mut self, _: usize, fd: BorrowedFd<'_>) {
@@ -121,8 +121,8 @@ impl Shared for Mio {
 }
 
 impl Remote for Elsewhere {
-    fn add(&mut self, key: usize, fd: BorrowedFd<'_>) {
-        add(&self.registry, key, fd, Interest::READABLE);
+    fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want) {
+        add(&self.registry, key, fd, want);
     }
 
     fn remove(&mut self, _: usize, fd: BorrowedFd<'_>) {

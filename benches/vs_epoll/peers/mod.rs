@@ -111,7 +111,7 @@ pub(crate) trait Shared: Watcher {
 
 /// A watcher as another thread has it.
 pub(crate) trait Remote: Send + 'static {
-    fn add(&mut self, key: usize, fd: BorrowedFd<'_>);
+    fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want);
     fn remove(&mut self, key: usize, fd: BorrowedFd<'_>);
     /// Makes the watcher's current wait, or its next one, return.
     fn wake(&self);

@@ -210,8 +210,8 @@ impl Shared for Ours {
 }
 
 impl Remote for Elsewhere {
-    fn add(&mut self, key: usize, fd: BorrowedFd<'_>) {
-        let registration = register(fd, Want::Read, &self.handle);
+    fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want) {
+        let registration = register(fd, want, &self.handle);
         if self.registrations.len() <= key {
             self.registrations.resize_with(key + 1, || None);
         }

@@ -87,8 +87,8 @@ impl Shared for Polling {
 }
 
 impl Remote for Arc<Poller> {
-    fn add(&mut self, key: usize, fd: BorrowedFd<'_>) {
-        add(self, key, fd, Want::Read);
+    fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want) {
+        add(self, key, fd, want);
     }
 
     fn remove(&mut self, _: usize, fd: BorrowedFd<'_>) {

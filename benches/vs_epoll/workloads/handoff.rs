@@ -2,17 +2,20 @@
 //!
 //! - `handoff/running`: the other thread does not sleep, as on a busy server.
 //! - `handoff/parked`: it sleeps, one registration at a time.
+//! - `handoff/parked/both`: the same for reading and writing. The descriptor can be written to at once,
+//!   so that the thread has to wake.
 //! - `handoff/parked-16`: it sleeps, and 16 come in a row.
 //! - `handoff/first-event`: it sleeps; from the call until it has seen the event of a descriptor
 //!   that was ready all along.
 //!
-//! Figures are for one registration. Deregistering is not timed but for `.../remove`, where it is
+//! All but `.../both` register for reading alone, for which a thread that sleeps need not be woken
+//! before there is something to read. Figures are for one registration. Deregistering is not timed but for `.../remove`, where it is
 //! the other way round.
 
 use super::Entry;
 use crate::hosted::{Hosted, Mode, spin_until};
 use crate::measure::{Contest, Effort, Side, timed};
-use crate::peers::{Peer, Remote, Shared, SharedWorkload};
+use crate::peers::{Peer, Remote, Shared, SharedWorkload, Want};
 use crate::report::Row;
 use crate::system::Signals;
 use std::time::Duration;
@@ -31,44 +34,31 @@ struct Handoff {
     mode: Mode,
     burst: usize,
     timed: Timed,
+    want: Want,
 }
 
 pub(super) fn entries() -> Vec<Entry> {
+    use Mode::{Parked, Running};
+    use Timed::{Add, FirstEvent, Remove};
+    use Want::{Both, Read};
+
     let variants = [
-        ("handoff/running", true, Mode::Running, 64, Timed::Add),
-        (
-            "handoff/running/remove",
-            false,
-            Mode::Running,
-            64,
-            Timed::Remove,
-        ),
-        ("handoff/parked", true, Mode::Parked, 1, Timed::Add),
-        (
-            "handoff/parked/remove",
-            false,
-            Mode::Parked,
-            1,
-            Timed::Remove,
-        ),
-        ("handoff/parked-16", true, Mode::Parked, 16, Timed::Add),
-        (
-            "handoff/parked-16/remove",
-            false,
-            Mode::Parked,
-            16,
-            Timed::Remove,
-        ),
-        (
-            "handoff/first-event",
-            true,
-            Mode::Parked,
-            1,
-            Timed::FirstEvent,
-        ),
+        ("handoff/running", true, Running, 64, Add, Read),
+        ("handoff/running/remove", false, Running, 64, Remove, Read),
+        ("handoff/parked", true, Parked, 1, Add, Read),
+        ("handoff/parked/both", true, Parked, 1, Add, Both),
+        ("handoff/parked/remove", false, Parked, 1, Remove, Read),
+        ("handoff/parked-16", true, Parked, 16, Add, Read),
+        ("handoff/parked-16/remove", false, Parked, 16, Remove, Read),
+        ("handoff/first-event", true, Parked, 1, FirstEvent, Read),
     ];
-    let entries = variants.map(|(name, short, mode, burst, timed)| {
-        let workload = Handoff { mode, burst, timed };
+    let entries = variants.map(|(name, short, mode, burst, timed, want)| {
+        let workload = Handoff {
+            mode,
+            burst,
+            timed,
+            want,
+        };
         Entry::new(name, short, move |name, effort| run(name, workload, effort))
     });
     entries.into()
@@ -112,7 +102,8 @@ impl<W: Shared> HandoffSide<W> {
 
     fn add(&mut self) {
         for key in 0..self.signals.len() {
-            self.host.remote.add(key, self.signals.get(key));
+            let want = self.workload.want;
+            self.host.remote.add(key, self.signals.get(key), want);
         }
     }
 

@@ -222,6 +222,17 @@ fn the_bell_is_watched_again_after_it_met_a_full_queue() {
 }
 
 #[test]
+fn the_scout_is_watched_again_after_it_met_a_full_queue() {
+    let mut uring = on_the_smallest_ring();
+    let mut polls = Polls::arm(&mut uring, POLLS);
+    let event = new_eventfd().unwrap();
+    assert!(uring.shared.bell.scout.add(event.as_fd()));
+    is_watched_again(&mut uring, &mut polls, SCOUT, SCOUT, || {
+        signal(event.as_fd())
+    });
+}
+
+#[test]
 fn the_far_tier_is_watched_again_after_it_met_a_full_queue() {
     let mut uring = on_the_smallest_ring();
     let mut polls = Polls::arm(&mut uring, POLLS);
