@@ -196,10 +196,11 @@ impl Registration {
         let Some(source) = self.source() else {
             return Ok(());
         };
-        if source.fd() != io.as_fd().as_raw_fd() {
+        let io = io.as_fd();
+        if source.fd() != io.as_raw_fd() {
             return Err(Error::WrongDescriptor.into());
         }
-        source.withdraw(io.as_fd());
+        source.withdraw(io);
         source.deregister(None);
         tracing::debug!(fd = source.fd(), "deregistered");
         Ok(())
