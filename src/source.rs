@@ -43,14 +43,18 @@
 //! *A guard clears what it saw while a new edge comes.* The tick tells the two apart, so the new one
 //! stays. (`a_clear_against_a_new_edge`, `a_clear_and_a_new_wait_against_an_edge`)
 //!
-//! *The reactor sleeps over a source in the intake.* That is one for reading alone, whose descriptor is
-//! in the [scout](crate::backend::scout) and ends the sleep by itself. Whoever wants more of it finds it
-//! queued and rings, and has set its bits in the one word in which it is marked as scouted. So either
-//! the mark finds those bits, is not made, and whoever would have made it rings; or they come after it,
-//! and so after the reactor went to sleep, which whoever rings then sees. Pushed first and scouted
-//! second: an event that ends the sleep finds the source in the intake. And a push that meets another
-//! sleep than it takes it for does no harm: the driver, which sleeps over nothing that was pushed
-//! before, has looked at the source, and the mark is not made. (`scout` in the models)
+//! *The reactor sleeps over a source in the intake.* It is for reading alone, and its descriptor is in
+//! the [scout](crate::backend::scout), where its first event ends the sleep. It was pushed first and
+//! put there second, so that whoever is woken by the event finds it in the intake. Whoever wants more of
+//! it sets bits in the word in which it is then marked as scouted, finds it queued, and rings. If the
+//! bits come first, the mark is not made, and whoever would have made it rings. If the mark comes first,
+//! the reactor was asleep before the bits came, and whoever rings sees that. (`scout::*_its_end`,
+//! `*_its_close`, `*_a_poll_of_the_other_direction`)
+//!
+//! *The reactor wakes, and sleeps again, while a descriptor is on its way into the scout.* It sleeps over
+//! nothing that was pushed before, but for the one that this very sleep has left to the scout. So the
+//! driver has looked at the source, and `QUEUED` is clear: the mark is not made, and the descriptor is
+//! taken out again by who put it in. (`scout::a_scouted_registration_against_a_wake`)
 //!
 //! *A task is answered by a load alone.* That load acquires too: whoever is told of an edge sees what
 //! led to it, and whoever is told of the end, what came before it. (`what_led_to_an_edge_is_seen_by_*`)

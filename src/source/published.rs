@@ -155,8 +155,8 @@ impl Published<'_> {
         };
         if missing != Intent(0) || !intent.contains(Intent::ANNOUNCED) {
             self.request(missing);
-        } else if intent.contains(Intent::QUEUED) && !intent.contains(Intent::SCOUTED) {
-            // Whoever has pushed it may not have come to what ends the reactor's sleep.
+        } else if intent == Intent::UNHEARD {
+            // Whoever means to leave it to the scout may not have come to that.
             self.shared.nudge();
         }
     }
