@@ -7,7 +7,20 @@
 //! ring of the bell for another reason, wakes the reactor, which drains the intake as always: takes the
 //! descriptor out of the scout, and watches it itself. What was ready before that is reported then.
 //!
-//! So the scout is a doorbell that descriptors ring themselves. Nobody waits on it or reads its events.
+//! So the scout is a doorbell that descriptors ring themselves. Nobody waits on it or reads its events,
+//! and none need be: whoever watches an epoll instance is woken by every wake-up of an entry, also of one
+//! that is known to be ready (`ep_poll_callback` in Linux 6.18), and by an entry that is ready when it
+//! is added (`ep_insert`).
+//!
+//! # Whose entry is it?
+//!
+//! Of whoever added it, until the source is marked with
+//! [`SCOUTED`](crate::source::intent::Intent::SCOUTED); then of whoever clears that bit. An entry
+//! goes by the number of its descriptor, and a number can be closed and used again. So it is removed by
+//! a `register` or `deregister`, which have a descriptor that is open, or by the reactor while it is
+//! awake, when no other registration can be scouted. If the reactor finds no entry of that number and
+//! file, the descriptor was closed too early; another descriptor of its file may keep the entry alive,
+//! and then nobody can remove it. The whole instance is replaced.
 
 use crate::backend::bell;
 use crate::backend::process;
