@@ -164,6 +164,20 @@ both_backends! {
         hears(&registration, || put(&theirs, b"x"));
     }
 
+    fn where_several_came_at_once_the_next_wakes_it_right_away(backend: Backend) {
+        let turning = parked(backend);
+        let (_ours, _theirs, _one) = scouted(&turning);
+        let (ours, _theirs) = unix_pair();
+        let _two = for_reading(&ours, turning.handle());
+        turning.wait_until_parked();
+        let before = turning.handle().metrics().turns;
+        let _three = for_reading(&ours, turning.handle());
+        wait_until(|| turning.handle().metrics().turns > before);
+        // It came alone, and so does the next, as far as one can tell.
+        let (_ours, theirs, registration) = scouted(&turning);
+        hears(&registration, || put(&theirs, b"x"));
+    }
+
     fn a_registration_for_writing_is_answered_at_once(backend: Backend) {
         let turning = parked(backend);
         let (ours, _theirs) = unix_pair();
