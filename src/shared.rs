@@ -46,14 +46,13 @@ impl Shared {
     }
 
     /// Queues a source whose `QUEUED` bit the caller has just set. Gives it back if the reactor is
-    /// gone. `descriptor` is the source's, if it is known to be open.
+    /// gone. `scouted` is its descriptor, if the scout will do for it.
     pub(crate) fn attend(
         &self,
         source: &Arc<Source>,
-        descriptor: Option<BorrowedFd<'_>>,
+        scouted: Option<BorrowedFd<'_>>,
     ) -> Result<(), Arc<Source>> {
         self.intake.push(Arc::clone(source))?;
-        let scouted = descriptor.filter(|_| source.is_for_the_scout());
         match (self.doorbell.pushed(scouted.is_some()), scouted) {
             (Call::Nobody, _) => {}
             (Call::Scout, Some(descriptor)) if source.scout(descriptor) => {}

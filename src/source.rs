@@ -48,8 +48,8 @@
 //! put there second, so that whoever is woken by the event finds it in the intake. Whoever wants more of
 //! it sets bits in the word in which it is then marked as scouted, finds it queued, and rings. If the
 //! bits come first, the mark is not made, and whoever would have made it rings. If the mark comes first,
-//! the reactor was asleep before the bits came, and whoever rings sees that. (`scout::*_its_end`,
-//! `*_its_close`, `*_a_poll_of_the_other_direction`)
+//! the reactor was asleep before the bits came, and whoever rings sees that. (`scout::*_against_deregister`,
+//! `*_its_drop`, `*_its_close`, `*_a_poll_of_the_other_direction`)
 //!
 //! *The reactor wakes, and sleeps again, while a descriptor is on its way into the scout.* It sleeps over
 //! nothing that was pushed before, but for the one that this very sleep has left to the scout. So the
@@ -336,12 +336,6 @@ impl Source {
         }
         // SAFETY: a list once published stays until the source is dropped.
         unsafe { &*waiters }
-    }
-
-    /// True if the scout could do for it.
-    pub(crate) fn is_for_the_scout(&self) -> bool {
-        // Relaxed: `scout` looks again.
-        self.intent.load(Ordering::Relaxed) == Intent::UNHEARD.0
     }
 
     /// Leaves a source that is in the intake to the scout. False if it has to be rung for, because the

@@ -156,25 +156,30 @@ fn two_scouted_registrations_of_one_descriptor() {
 }
 
 /// The end of a registration for which nothing will ring: the reactor hears of it.
+fn ends(end: impl Fn(Registration) + Clone + Sync + Send + 'static) {
+    explore(Preemptions(3), move || {
+        let (mut reactor, handle, world) = reactor();
+        let user = {
+            let end = end.clone();
+            thread::spawn(move || end(registered(&handle, 10)))
+        };
+        reactor.turn(None).unwrap();
+        turn_until(&mut reactor, Reactor::is_idle);
+        user.join().unwrap();
+        settle(&mut reactor);
+        assert_eq!(world.scouted(), []);
+        assert_eq!(world.held(), 0);
+    });
+}
+
 #[test]
-fn a_scouted_registration_against_its_end() {
-    for deregister in [false, true] {
-        explore(Preemptions(3), move || {
-            let (mut reactor, handle, world) = reactor();
-            let user = thread::spawn(move || {
-                let mut registration = registered(&handle, 10);
-                if deregister {
-                    registration.deregister(&fd(10)).unwrap();
-                }
-            });
-            reactor.turn(None).unwrap();
-            turn_until(&mut reactor, Reactor::is_idle);
-            user.join().unwrap();
-            settle(&mut reactor);
-            assert_eq!(world.scouted(), []);
-            assert_eq!(world.held(), 0);
-        });
-    }
+fn a_scouted_registration_against_deregister() {
+    ends(|mut registration| registration.deregister(&fd(10)).unwrap());
+}
+
+#[test]
+fn a_scouted_registration_against_its_drop() {
+    ends(drop);
 }
 
 /// As above, with the descriptor handed over: it is closed, and was taken out before.

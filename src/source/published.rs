@@ -225,8 +225,11 @@ impl Published<'_> {
         } else if before.contains(Intent::QUEUED) {
             // The reactor may be asleep over it.
             self.shared.nudge();
-        } else if let Err(source) = self.shared.attend(&self.source, descriptor) {
-            source.orphan();
+        } else {
+            let scouted = descriptor.filter(|_| before.or(bits) == Intent::UNHEARD);
+            if let Err(source) = self.shared.attend(&self.source, scouted) {
+                source.orphan();
+            }
         }
     }
 }
