@@ -124,6 +124,11 @@ pub(crate) struct Completion {
 }
 
 impl Completion {
+    /// It is the last one of a poll.
+    pub(crate) const fn ends_poll(&self) -> bool {
+        !self.more && matches!(self.token.tag(), Some(Tag::Main | Tag::Urgent))
+    }
+
     /// The last completion of a request that ended with that error.
     pub(crate) fn end(token: Token, errno: i32) -> Completion {
         Completion {
@@ -143,6 +148,16 @@ pub(crate) enum Tier {
     Far,
 }
 
+/// Which of a backend's rooms a poll is in, if it has several: the answer to [`Kernel::arm`], to be
+/// given back with whatever concerns that poll.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place(pub(crate) u8);
+
+impl Place {
+    /// Where every poll of the far tier is.
+    pub(crate) const FAR: Place = Place(u8::MAX);
+}
+
 /// A kernel that can be asked to watch descriptors.
 ///
 /// Requests may be kept back until the next [`wait`](Kernel::wait). They cannot fail: what goes
@@ -152,16 +167,16 @@ pub(crate) trait Kernel: Send + Sync {
     fn separate_urgent(&self) -> bool;
 
     /// Arms a poll that reports edges. What is ready now is reported too.
-    fn arm(&mut self, token: Token, fd: RawFd, events: u16, tier: Tier);
+    fn arm(&mut self, token: Token, fd: RawFd, events: u16, tier: Tier) -> Place;
 
-    /// Ends the poll of that token, which is in that tier.
-    fn cancel(&mut self, token: Token, fd: RawFd, tier: Tier);
+    /// Ends the poll of that token, which is in that place.
+    fn cancel(&mut self, token: Token, fd: RawFd, place: Place);
 
     /// Ends a near poll whose removal was answered with `EALREADY`: it was just being woken.
-    fn insist(&mut self, token: Token);
+    fn insist(&mut self, token: Token, place: Place);
 
-    /// Closes a descriptor.
-    fn close(&mut self, token: Token, fd: OwnedFd);
+    /// Closes a descriptor, whose last poll was in that place.
+    fn close(&mut self, token: Token, fd: OwnedFd, place: Place);
 
     /// Hands over all requests and waits until there is a completion, but not longer than that.
     /// Adds to `batch` what has completed. An error does not mean that nothing was added.

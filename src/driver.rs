@@ -22,7 +22,7 @@
 
 mod slot;
 
-use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token};
+use crate::backend::{Completion, Kernel, Place, Standing, Tag, Tier, Token};
 use crate::doorbell::Parked;
 use crate::shared::Shared;
 use crate::source::intent::Intent;
@@ -373,6 +373,7 @@ impl Driver {
                     fd: Fd::Kept,
                     tier: self.tier,
                     misplaced: false,
+                    place: Place::default(),
                     pollable: false,
                     failed: false,
                     closing: false,
@@ -418,18 +419,21 @@ impl Driver {
                     watch.state = State::Armed;
                     watch.fresh = true;
                     let token = Token::new(tag, index, watch.generation);
-                    slot.misplaced &= tag == Tag::Urgent;
-                    self.kernel.arm(token, fd, wanted, tier);
+                    let place = self.kernel.arm(token, fd, wanted, tier);
+                    if tag == Tag::Main {
+                        slot.misplaced = false;
+                        slot.place = place;
+                    }
                 }
                 State::Armed if wanted != watch.events || misplaced => {
                     watch.state = State::Cancelling;
                     let token = Token::new(tag, index, watch.generation);
-                    self.kernel.cancel(token, fd, slot.armed_in(tag));
+                    self.kernel.cancel(token, fd, slot.place(tag));
                     if other_idle
                         && closing
                         && let Some((token, fd)) = slot.close(index)
                     {
-                        self.kernel.close(token, fd);
+                        self.kernel.close(token, fd, slot.place);
                     }
                 }
                 State::Idle | State::Armed | State::Cancelling => {}
@@ -444,7 +448,7 @@ impl Driver {
     fn conclude(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
         if let Some((token, fd)) = slot.close(index) {
-            self.kernel.close(token, fd);
+            self.kernel.close(token, fd, slot.place);
         } else if slot.fd != Fd::Closing {
             let Slot { source, .. } = self.slots.remove(index as usize);
             if Arc::strong_count(&source) == 1 {
@@ -585,9 +589,10 @@ impl Driver {
         }
         if let Some(slot) = self.slots.get_mut(token.slot() as usize) {
             for tag in [Tag::Main, Tag::Urgent] {
+                let place = slot.place(tag);
                 let watch = slot.watch(tag);
                 if watch.state == State::Cancelling && watch.generation == token.generation() {
-                    self.kernel.insist(token.tagged(tag));
+                    self.kernel.insist(token.tagged(tag), place);
                     self.insists = true;
                 }
             }
@@ -697,25 +702,28 @@ impl Driver {
         let mut cancelled = Vec::new();
         for (index, slot) in &mut self.slots {
             for tag in [Tag::Main, Tag::Urgent] {
-                let tier = slot.armed_in(tag);
+                let place = slot.place(tag);
                 let watch = slot.watch(tag);
                 if watch.state == State::Armed {
                     watch.state = State::Cancelling;
                     let token = Token::new(tag, index as u32, watch.generation);
-                    cancelled.push((token, slot.source.fd(), tier));
+                    cancelled.push((token, slot.source.fd(), place));
                 }
             }
             // Nothing is armed again from here on.
             slot.failed = true;
         }
         // The youngest first is the cheap order: a cancel walks past all younger polls.
-        for (token, fd, tier) in cancelled.into_iter().rev() {
-            self.kernel.cancel(token, fd, tier);
+        for (token, fd, place) in cancelled.into_iter().rev() {
+            self.kernel.cancel(token, fd, place);
         }
         self.dispatch_until(|driver| driver.slots.iter().all(|(_, slot)| slot.is_quiet()))
             .is_ok_and(|(_, done)| done)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod crowd;
 
 #[cfg(all(test, not(loom)))]
 mod tests;

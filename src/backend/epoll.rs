@@ -13,7 +13,7 @@
 //! with `EEXIST`, is entered through a duplicate, whose number may be one that was closed too early.
 
 use crate::backend::bell;
-use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events, process};
+use crate::backend::{Completion, Kernel, Place, Standing, Tag, Tier, Token, events, process};
 use crate::shared::Shared;
 use crate::sync::Arc;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -227,24 +227,25 @@ impl Kernel for Epoll {
         false
     }
 
-    fn arm(&mut self, token: Token, fd: RawFd, events: u16, _: Tier) {
+    fn arm(&mut self, token: Token, fd: RawFd, events: u16, _: Tier) -> Place {
         self.shared.counters.entries.add(1);
         if let Err(error) = self.entries.add(token, fd, events) {
             self.finish(token, error);
         }
+        Place::default()
     }
 
-    fn cancel(&mut self, token: Token, fd: RawFd, _: Tier) {
+    fn cancel(&mut self, token: Token, fd: RawFd, _: Place) {
         self.shared.counters.entries.add(1);
         self.entries.remove(token, fd);
         self.finish(token, Errno::CANCELED);
     }
 
-    fn insist(&mut self, _: Token) {
+    fn insist(&mut self, _: Token, _: Place) {
         // `epoll_ctl` does not refuse.
     }
 
-    fn close(&mut self, token: Token, fd: OwnedFd) {
+    fn close(&mut self, token: Token, fd: OwnedFd, _: Place) {
         drop(fd);
         self.made.push(Completion::end(token, 0));
     }

@@ -11,7 +11,7 @@
 //! Its lock orders more than the real kernel promises. What must not depend on that goes through
 //! [`Memory`], which it does not order.
 
-use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events};
+use crate::backend::{Completion, Kernel, Place, Standing, Tag, Tier, Token, events};
 use crate::shared::Shared;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
 use std::collections::VecDeque;
@@ -492,20 +492,21 @@ impl Kernel for Fake {
         true
     }
 
-    fn arm(&mut self, token: Token, fd: RawFd, events: u16, _: Tier) {
+    fn arm(&mut self, token: Token, fd: RawFd, events: u16, _: Tier) -> Place {
         self.world.memory.note_arming(events);
         self.requests.push(Request::Arm(Poll { token, fd, events }));
+        Place::default()
     }
 
-    fn cancel(&mut self, token: Token, _: RawFd, _: Tier) {
+    fn cancel(&mut self, token: Token, _: RawFd, _: Place) {
         self.requests.push(Request::Cancel(token));
     }
 
-    fn insist(&mut self, token: Token) {
+    fn insist(&mut self, token: Token, _: Place) {
         self.requests.push(Request::Cancel(token));
     }
 
-    fn close(&mut self, token: Token, fd: OwnedFd) {
+    fn close(&mut self, token: Token, fd: OwnedFd, _: Place) {
         self.requests.push(Request::Close(token, fd));
     }
 

@@ -1,4 +1,4 @@
-//! The io_uring backend: multishot polls on one ring, submitted in batches.
+//! The io_uring backend: multishot polls on rings, submitted in batches.
 //!
 //! What it takes care of, so that the driver need not know:
 //!
@@ -13,6 +13,8 @@
 //!   entries that have not been submitted, which would leak with the ring.
 //! - **The bell** is one more multishot poll, and so is the scout. An overflow can end them; then they
 //!   are armed again.
+//! - **Many polls** make removals on one ring expensive. Beyond some thousands those of sockets go to
+//!   [`children`].
 //! - **The far tier** is an epoll instance, which the ring watches, for what a ring cannot do:
 //!   - files with more than two wait queues (`EINVAL`);
 //!   - urgent data. A wake-up for `POLLPRI` alone is ignored (`IO_ASYNC_POLL_COMMON` in
@@ -30,27 +32,26 @@
 //!   replaced rings are in `graves` and those of their followers in `followers`, and watched by the
 //!   ring that came after.
 
+pub(crate) mod children;
+mod instance;
 pub(crate) mod ring;
 
 use crate::backend::epoll::Entries;
-use crate::backend::{Completion, Kernel, Standing, Tag, Tier, Token, events, process};
+use crate::backend::{Completion, Kernel, Place, Standing, Tag, Tier, Token, events, process};
 use crate::shared::Shared;
 use crate::sync::Arc;
-use io_uring::squeue::{self, Flags};
+use children::{Children, Limits};
+use instance::{Instance, poll_add};
+
 use io_uring::{opcode, types};
 use ring::Ring;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::time::Timespec;
-use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-/// One turn takes no more completions than that before it dispatches them, give or take the last
-/// harvest.
-const BATCH: usize = 4096;
 /// How long the end of a ring is waited for.
 const LONGEST_END: Duration = Duration::from_secs(10);
 /// How long what a ring had is waited for, if there is not enough for its successor.
@@ -65,123 +66,7 @@ const FAR: Token = Token::new(Tag::Internal, 1, 0);
 const GRAVE: Token = Token::new(Tag::Internal, 2, 0);
 const SCOUT: Token = Token::new(Tag::Internal, 3, 0);
 const SCOUT_RENEWED: Token = Token::new(Tag::Internal, 4, 0);
-
-/// A ring with what must end with it.
-struct Instance {
-    ring: Ring,
-    sentinel: Option<OwnedFd>,
-    /// The thread that owns the ring, once it is enabled.
-    owner: Option<u64>,
-    process: u32,
-    backlog: VecDeque<squeue::Entry>,
-    /// Entries queued, entries submitted: positions in the stream of all entries.
-    pushed: u64,
-    submitted: u64,
-    /// `CLOSE` entries that were queued, by position.
-    closes: VecDeque<(u64, RawFd)>,
-    broken: bool,
-    /// It has made room for a successor, and must not be used.
-    ended: bool,
-}
-
-impl Instance {
-    fn new() -> io::Result<Instance> {
-        Ok(Instance::of(Ring::new()?))
-    }
-
-    fn of(ring: Ring) -> Instance {
-        // Without a descriptor to spare the end of this ring will go unwatched.
-        let sentinel = pipe_with(PipeFlags::CLOEXEC)
-            .map_err(io::Error::from)
-            .and_then(|(read, write)| ring.register_file(read.as_fd()).map(|()| write))
-            .ok();
-        Instance {
-            ring,
-            sentinel,
-            owner: None,
-            process: process::generation(),
-            backlog: VecDeque::new(),
-            pushed: 0,
-            submitted: 0,
-            closes: VecDeque::new(),
-            broken: false,
-            ended: false,
-        }
-    }
-
-    /// Queues an entry, which refers to nothing but descriptors.
-    fn push(&mut self, entry: squeue::Entry) {
-        self.pushed += 1;
-        if self.ring.free() == 0 {
-            // Hand over what is there; whatever comes of it, the order is kept.
-            let result = self.ring.submit();
-            self.note_submitted(&result);
-            self.refill();
-        }
-        if self.backlog.is_empty() && self.ring.free() > 0 {
-            self.push_to_ring(&entry);
-        } else {
-            self.backlog.push_back(entry);
-        }
-    }
-
-    fn refill(&mut self) {
-        while self.ring.free() > 0
-            && let Some(entry) = self.backlog.pop_front()
-        {
-            self.push_to_ring(&entry);
-        }
-    }
-
-    fn push_to_ring(&mut self, entry: &squeue::Entry) {
-        // SAFETY: `push` takes entries that refer to descriptors only. A descriptor that is closed
-        // before the entry is submitted makes it fail or, if its number was used again, poll another
-        // file; neither touches memory.
-        unsafe { self.ring.push(entry) };
-    }
-
-    fn note_submitted(&mut self, result: &io::Result<u32>) {
-        if let Ok(count) = result {
-            self.submitted += u64::from(*count);
-            while self
-                .closes
-                .front()
-                .is_some_and(|(position, _)| *position < self.submitted)
-            {
-                self.closes.pop_front();
-            }
-        }
-    }
-
-    fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
-        self.refill();
-        let result = self.ring.enter(want, timeout);
-        self.note_submitted(&result);
-        result.map(drop)
-    }
-
-    /// Ends the ring, ahead of its successor. What is left is good for nothing but a drop.
-    fn end(&mut self) {
-        if std::mem::replace(&mut self.ended, true) {
-            return;
-        }
-        // An index in this thread's table would keep the ring, and so its files, alive.
-        if self.process == process::generation() && self.owner == Some(process::thread()) {
-            self.ring.unregister();
-        }
-        // A `CLOSE` that was not submitted has not closed anything, here or in a parent.
-        for (position, fd) in self.closes.drain(..) {
-            if position >= self.submitted {
-                // SAFETY: `close` took the `OwnedFd` apart, and the entry that was to close it will
-                // never be submitted.
-                drop(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
-        }
-        // SAFETY: `standing` says `Lost` from here on, after which only `salvage`, which looks at
-        // `ended`, and `rebuild`, which replaces this, come to the instance.
-        unsafe { self.ring.end() };
-    }
-}
+const CALL: Token = Token::new(Tag::Internal, 5, 0);
 
 /// The sentinel of a ring that ends here and now.
 ///
@@ -216,14 +101,10 @@ fn is_gone(sentinel: &OwnedFd, deadline: Instant) -> bool {
     }
 }
 
-impl Drop for Instance {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
 pub(crate) struct Uring {
+    /// With the main ring.
     instance: Instance,
+    children: Children,
     far: Entries,
     /// The ring watches the far tier.
     far_watched: bool,
@@ -239,8 +120,13 @@ pub(crate) struct Uring {
 
 impl Uring {
     pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Uring> {
+        Uring::with_limits(shared, Limits::default())
+    }
+
+    pub(crate) fn with_limits(shared: Arc<Shared>, limits: Limits) -> io::Result<Uring> {
         Ok(Uring {
             instance: Instance::new()?,
+            children: Children::new(limits),
             far: Entries::new()?,
             far_watched: false,
             graves: Vec::new(),
@@ -262,6 +148,30 @@ impl Uring {
             let far = self.far.fd().as_raw_fd();
             self.watch(FAR, far);
         }
+    }
+
+    /// Watches the eventfd by which the children call. Once: a signal on account of a ring ends any
+    /// poll (`EPOLL_URING_WAKE` in `io_poll_wake`).
+    fn watch_call(&mut self) {
+        if let Some(call) = self.children.call() {
+            let entry = opcode::PollAdd::new(types::Fd(call.as_raw_fd()), u32::from(events::IN));
+            self.instance.push(entry.build().user_data(CALL.0));
+        }
+    }
+
+    /// The ring that takes a poll of that file.
+    fn choose(&mut self, fd: RawFd) -> Place {
+        let had_children = !self.children.is_empty();
+        let place = self.children.choose(self.instance.polls, fd);
+        if !had_children && !self.children.is_empty() {
+            self.watch_call();
+        }
+        place
+    }
+
+    fn instance(&mut self, place: Place) -> &mut Instance {
+        // The main ring closes what was in no ring, or in one that is gone.
+        self.children.get(place).unwrap_or(&mut self.instance)
     }
 
     /// An instance in the place of one that is of no use any more, and ends.
@@ -299,20 +209,6 @@ impl Uring {
         }
         self.instance.enter(0, None)
     }
-
-    /// Queues an entry that ends a poll, and answers only if it does not.
-    fn remove(&mut self, token: Token, entry: squeue::Entry) {
-        let entry = entry.flags(Flags::SKIP_SUCCESS);
-        self.instance
-            .push(entry.user_data(token.tagged(Tag::Cancel).0));
-    }
-}
-
-fn poll_add(token: Token, fd: RawFd, events: u16) -> squeue::Entry {
-    opcode::PollAdd::new(types::Fd(fd), u32::from(events))
-        .multi(true)
-        .build()
-        .user_data(token.0)
 }
 
 impl Kernel for Uring {
@@ -320,89 +216,74 @@ impl Kernel for Uring {
         true
     }
 
-    fn arm(&mut self, token: Token, fd: RawFd, events: u16, tier: Tier) {
+    fn arm(&mut self, token: Token, fd: RawFd, events: u16, tier: Tier) -> Place {
         self.shared.counters.entries.add(1);
         if tier == Tier::Near {
-            self.instance.push(poll_add(token, fd, events));
-            return;
+            let place = self.choose(fd);
+            self.instance(place).arm(token, fd, events);
+            return place;
         }
         self.watch_far();
         if let Err(error) = self.far.add(token, fd, events) {
             self.made.push(Completion::end(token, error.raw_os_error()));
         }
+        Place::FAR
     }
 
-    fn cancel(&mut self, token: Token, fd: RawFd, tier: Tier) {
+    fn cancel(&mut self, token: Token, fd: RawFd, place: Place) {
         self.shared.counters.entries.add(1);
-        if tier == Tier::Near {
-            self.remove(token, opcode::PollRemove::new(token.0).build());
-        } else {
+        if place == Place::FAR {
             self.far.remove(token, fd);
             self.made.push(Completion::end(token, libc::ECANCELED));
+        } else {
+            let entry = opcode::PollRemove::new(token.0).build();
+            self.instance(place).remove(token, entry);
         }
     }
 
-    fn insist(&mut self, token: Token) {
+    fn insist(&mut self, token: Token, place: Place) {
         self.shared.counters.entries.add(1);
-        self.remove(token, opcode::AsyncCancel::new(token.0).build());
+        let entry = opcode::AsyncCancel::new(token.0).build();
+        self.instance(place).remove(token, entry);
     }
 
-    fn close(&mut self, token: Token, fd: OwnedFd) {
+    fn close(&mut self, token: Token, fd: OwnedFd, place: Place) {
         self.shared.counters.entries.add(1);
-        let fd = fd.into_raw_fd();
-        self.instance.closes.push_back((self.instance.pushed, fd));
-        let entry = opcode::Close::new(types::Fd(fd)).build();
-        self.instance.push(entry.user_data(token.0));
+        self.instance(place).close(token, fd);
     }
 
     fn wait(&mut self, timeout: Option<Duration>, batch: &mut Vec<Completion>) -> io::Result<()> {
         if !self.made.is_empty() {
             batch.append(&mut self.made);
         }
+        if self.pinned && self.waits < WAITS_BEFORE_REGISTERING {
+            self.waits += 1;
+            if self.waits == WAITS_BEFORE_REGISTERING {
+                self.instance.ring.register();
+            }
+        }
         let Uring {
-            instance, shared, ..
+            instance,
+            children,
+            shared,
+            ..
         } = self;
         let counters = &shared.counters;
-        instance.refill();
-        let ready = !batch.is_empty() || instance.ring.has_completions();
-        let block = timeout != NOW && !ready;
-        let mut result = Ok(());
-        if block || instance.ring.queued() > 0 || (!ready && instance.ring.has_work()) {
-            if self.pinned && self.waits < WAITS_BEFORE_REGISTERING {
-                self.waits += 1;
-                if self.waits == WAITS_BEFORE_REGISTERING {
-                    instance.ring.register();
-                }
-            }
-            counters.enters.add(1);
-            result = instance.enter(u32::from(block), timeout);
+        let first = children.serve(batch, counters);
+        let block = timeout != NOW
+            && batch.is_empty()
+            && !instance.ring.has_completions()
+            && children.listen();
+        let main = instance.serve(block, timeout, batch, counters);
+        if block {
+            children.ignore();
         }
-        let mut harvest = instance.ring.reap(batch);
-        if instance.ring.is_overflown() {
-            counters.overflows.add(1);
+        let mut last = Ok(());
+        if block || batch.is_empty() {
+            // A child may have ended the wait, or kept it from being one.
+            last = children.serve(batch, counters);
         }
-        // Normally that was all. A harvest as large as one call can bring leaves work behind, and
-        // so does an overflow.
-        while result.is_ok()
-            && harvest > 0
-            && batch.len() < BATCH
-            && (harvest >= instance.ring.harvest_limit() || instance.ring.is_overflown())
-        {
-            counters.enters.add(1);
-            result = instance.enter(0, None);
-            harvest = instance.ring.reap(batch);
-        }
-        let Err(error) = result else { return Ok(()) };
-        match error.raw_os_error().map(Errno::from_raw_os_error) {
-            // A signal, the end of the wait, or a shortage that the next turn tries anew.
-            Some(Errno::INTR | Errno::TIME | Errno::AGAIN | Errno::BUSY) => Ok(()),
-            // Completions were lost, or the ring is another thread's after all: start over.
-            Some(Errno::BADR | Errno::EXIST) => {
-                self.instance.broken = true;
-                Ok(())
-            }
-            _ => Err(error),
-        }
+        first.and(main).and(last)
     }
 
     fn is_quiet(&self) -> bool {
@@ -410,12 +291,11 @@ impl Kernel for Uring {
     }
 
     fn has_requests(&self) -> bool {
-        self.instance.ring.queued() > 0 || !self.instance.backlog.is_empty()
+        self.instance.has_requests() || self.children.have_requests()
     }
 
     fn has_news(&self) -> bool {
-        let ring = &self.instance.ring;
-        ring.has_completions() || ring.has_work() || !self.made.is_empty()
+        self.instance.has_news() || !self.made.is_empty() || self.children.have_news()
     }
 
     fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool {
@@ -430,7 +310,10 @@ impl Kernel for Uring {
             Standing::Lost
         } else if self.instance.owner.is_none() {
             Standing::New
-        } else if self.instance.broken || self.instance.owner != Some(process::thread()) {
+        } else if self.instance.broken
+            || self.children.are_broken()
+            || self.instance.owner != Some(process::thread())
+        {
             Standing::Lost
         } else {
             Standing::Ready
@@ -448,8 +331,9 @@ impl Kernel for Uring {
     fn salvage(&mut self, batch: &mut Vec<Completion>) {
         batch.append(&mut self.made);
         if !self.instance.ended {
-            self.instance.ring.reap(batch);
+            self.instance.reap(batch);
         }
+        self.children.reap(batch);
     }
 
     fn own(&mut self, completion: Completion, batch: &mut Vec<Completion>) {
@@ -469,6 +353,9 @@ impl Kernel for Uring {
                 self.followers.push(sentinel);
             }
         }
+        if completion.token == CALL {
+            self.children.answer();
+        }
         if completion.more || self.standing() != Standing::Ready {
             return;
         }
@@ -476,6 +363,7 @@ impl Kernel for Uring {
             BELL => self.shared.bell.fd().as_raw_fd(),
             FAR => self.far.fd().as_raw_fd(),
             SCOUT => self.shared.bell.scout.fd().as_raw_fd(),
+            CALL => return self.watch_call(),
             _ => return,
         };
         tracing::debug!("the kernel ended a poll of the reactor's own; arming it again");
@@ -501,8 +389,12 @@ impl Kernel for Uring {
             self.far.replace()?;
             self.graves.clear();
             self.followers.clear();
+            self.children.end();
             self.instance = fresh;
         } else {
+            // Whatever comes of it, their polls are gone.
+            self.instance.broken = true;
+            self.graves.extend(self.children.end());
             self.instance = self.successor()?;
             // The epoll instance stays: another loop may be watching it.
             self.far.clear();
@@ -528,15 +420,10 @@ impl Kernel for Uring {
     }
 
     fn settle(&mut self) -> io::Result<bool> {
-        self.instance.refill();
-        if self.instance.ring.queued() > 0 {
-            self.shared.counters.enters.add(1);
-            self.instance.enter(0, None)?;
-        }
-        Ok(!self.instance.ring.has_completions()
-            && !self.instance.ring.has_work()
-            && self.instance.backlog.is_empty()
-            && self.made.is_empty())
+        let counters = &self.shared.counters;
+        let children = self.children.settle(counters)?;
+        let main = self.instance.settle(counters)?;
+        Ok(main && children && self.made.is_empty())
     }
 
     fn pin(&mut self) {
@@ -561,12 +448,15 @@ impl Kernel for Uring {
         }
         let Uring {
             mut instance,
+            mut children,
             mut graves,
             followers,
             ..
         } = *self;
         graves.extend(followers);
+        let sentinels = children.end();
         if !clean {
+            graves.extend(sentinels);
             graves.extend(instance.sentinel.take());
         }
         drop(instance);
@@ -590,6 +480,7 @@ mod tests {
     use super::*;
     use crate::backend::Bell;
     use crate::backend::bell::{new_eventfd, signal};
+    use std::os::fd::AsFd;
 
     const POLL: Token = Token::new(Tag::Main, 3, 1);
 
@@ -631,7 +522,7 @@ mod tests {
             assert_eq!(completion.result, i32::from(events::IN));
             assert!(completion.more);
         }
-        uring.cancel(POLL, watched.as_raw_fd(), Tier::Far);
+        uring.cancel(POLL, watched.as_raw_fd(), Place::FAR);
         let completion = next(&mut uring);
         assert_eq!(completion.result, -libc::ECANCELED);
         assert!(!completion.more);

@@ -155,6 +155,7 @@ struct Living {
     owner: usize,
     events: u16,
     cancelled: bool,
+    place: Place,
 }
 
 /// What the kernel has told a registration.
@@ -371,7 +372,7 @@ impl Kernel for Liar {
         self.world().separate_urgent
     }
 
-    fn arm(&mut self, token: Token, fd: RawFd, events: u16, _: Tier) {
+    fn arm(&mut self, token: Token, fd: RawFd, events: u16, tier: Tier) -> Place {
         let world = &mut *self.world();
         assert!(matches!(token.tag(), Some(Tag::Main | Tag::Urgent)));
         assert_ne!(events, 0, "a poll for nothing");
@@ -381,30 +382,39 @@ impl Kernel for Liar {
         let twice = |poll: &Living| poll.owner == owner && poll.token.tag() == token.tag();
         assert!(!world.polls.iter().any(twice), "armed twice");
         world.told[owner].watched = true;
+        let place = match tier {
+            Tier::Near => Place(world.bytes.byte() % 8),
+            Tier::Far => Place::FAR,
+        };
         world.polls.push(Living {
             token,
             owner,
             events,
             cancelled: false,
+            place,
         });
         world.requests.push_back(Request::Arm(token));
+        place
     }
 
-    fn cancel(&mut self, token: Token, _: RawFd, _: Tier) {
+    fn cancel(&mut self, token: Token, _: RawFd, place: Place) {
         let world = &mut *self.world();
         // It may have ended a moment ago, of which the driver hears next.
         assert!(world.used.contains(&token.0), "never armed: {token:?}");
         for poll in &mut world.polls {
-            poll.cancelled |= poll.token == token;
+            if poll.token == token {
+                assert_eq!(poll.place, place, "looked for in the wrong place");
+                poll.cancelled = true;
+            }
         }
         world.requests.push_back(Request::Cancel(token));
     }
 
-    fn insist(&mut self, token: Token) {
-        self.cancel(token, -1, Tier::Near);
+    fn insist(&mut self, token: Token, place: Place) {
+        self.cancel(token, -1, place);
     }
 
-    fn close(&mut self, token: Token, fd: OwnedFd) {
+    fn close(&mut self, token: Token, fd: OwnedFd, _: Place) {
         hand_over(&mut self.world(), token, fd);
     }
 

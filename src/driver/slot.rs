@@ -1,6 +1,6 @@
 //! A slot: what the driver knows of one registration.
 
-use crate::backend::{Tag, Tier, Token, events};
+use crate::backend::{Place, Tag, Tier, Token, events};
 use crate::ready::{Interest, Ready};
 use crate::source::Source;
 use crate::source::intent::Intent;
@@ -59,6 +59,8 @@ pub(super) struct Slot {
     pub(super) tier: Tier,
     /// The main poll, if it is armed, is in another tier than that.
     pub(super) misplaced: bool,
+    /// Where the main poll is, or was.
+    pub(super) place: Place,
     /// Known to have a wait queue, so that an early end means an overflow.
     pub(super) pollable: bool,
     /// The kernel's verdict was final.
@@ -77,11 +79,12 @@ impl Slot {
         }
     }
 
-    /// The tier of a poll that is armed.
-    pub(super) fn armed_in(&self, tag: Tag) -> Tier {
-        match (tag, self.tier, self.misplaced) {
-            (Tag::Urgent, ..) | (_, Tier::Far, false) | (_, Tier::Near, true) => Tier::Far,
-            (_, Tier::Near, false) | (_, Tier::Far, true) => Tier::Near,
+    /// Where a poll is that is armed.
+    pub(super) fn place(&self, tag: Tag) -> Place {
+        if tag == Tag::Urgent {
+            Place::FAR
+        } else {
+            self.place
         }
     }
 

@@ -57,19 +57,20 @@ impl Kernel for Script {
         true
     }
 
-    fn arm(&mut self, token: Token, _: RawFd, events: u16, tier: Tier) {
+    fn arm(&mut self, token: Token, _: RawFd, events: u16, tier: Tier) -> Place {
         self.ask(Request::Arm(token, events, tier));
+        Place::default()
     }
 
-    fn cancel(&mut self, token: Token, _: RawFd, _: Tier) {
+    fn cancel(&mut self, token: Token, _: RawFd, _: Place) {
         self.ask(Request::Cancel(token));
     }
 
-    fn insist(&mut self, token: Token) {
+    fn insist(&mut self, token: Token, _: Place) {
         self.ask(Request::Insist(token));
     }
 
-    fn close(&mut self, _: Token, _: OwnedFd) {
+    fn close(&mut self, _: Token, _: OwnedFd, _: Place) {
         self.ask(Request::Close);
     }
 

@@ -3,6 +3,8 @@
 use super::*;
 use crate::backend::Bell;
 use crate::backend::bell::{new_eventfd, signal};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 /// Polls that become ready at once, of which the queue has room for a few hundred.
 const POLLS: u32 = 2000;
@@ -13,6 +15,8 @@ const FAR_POLL: Token = Token::new(Tag::Main, POLLS, 1);
 /// Eight polls a descriptor, and what is known of each.
 struct Polls {
     fds: Vec<OwnedFd>,
+    /// What is written to, to make the descriptor ready: the descriptor, or the other end.
+    ends: Vec<OwnedFd>,
     /// By slot: the generation of the poll that is armed, and what it has reported.
     generations: Vec<u32>,
     reports: Vec<u32>,
@@ -27,12 +31,42 @@ fn on_the_smallest_ring() -> Uring {
     uring
 }
 
+/// It has a child for everything, and that is the smallest ring.
+fn with_the_smallest_child() -> Uring {
+    let shared = Arc::new(Shared::new(Bell::new().unwrap()));
+    let limits = Limits {
+        main: 0,
+        child: POLLS,
+        children: 1,
+        ring: Ring::smallest,
+    };
+    let mut uring = Uring::with_limits(shared, limits).unwrap();
+    uring.start().unwrap();
+    uring
+}
+
+fn child(uring: &mut Uring) -> &mut Instance {
+    uring.children.get(Place(1)).expect("something was armed")
+}
+
 impl Polls {
     fn arm(uring: &mut Uring, count: u32) -> Polls {
+        let event_fds = || (0..count.div_ceil(8)).map(|_| new_eventfd().unwrap());
+        let fds: Vec<_> = event_fds().collect();
+        let ends = fds.iter().map(|fd| fd.try_clone().unwrap()).collect();
+        Polls::arm_all(uring, count, fds, ends)
+    }
+
+    fn arm_sockets(uring: &mut Uring, count: u32) -> Polls {
+        let pairs = (0..count.div_ceil(8)).map(|_| UnixStream::pair().unwrap());
+        let (fds, ends) = pairs.map(|(one, other)| (one.into(), other.into())).unzip();
+        Polls::arm_all(uring, count, fds, ends)
+    }
+
+    fn arm_all(uring: &mut Uring, count: u32, fds: Vec<OwnedFd>, ends: Vec<OwnedFd>) -> Polls {
         let mut polls = Polls {
-            fds: (0..count.div_ceil(8))
-                .map(|_| new_eventfd().unwrap())
-                .collect(),
+            fds,
+            ends,
             generations: vec![0; count as usize],
             reports: vec![0; count as usize],
             ended: 0,
@@ -53,7 +87,7 @@ impl Polls {
     }
 
     fn signal(&self) {
-        self.fds.iter().for_each(|fd| signal(fd.as_fd()));
+        self.ends.iter().for_each(|fd| signal(fd.as_fd()));
     }
 
     /// Takes note of one of ours, and arms again what has ended.
@@ -77,15 +111,12 @@ impl Polls {
 }
 
 /// Has the kernel say all it has to, and takes nothing.
-fn overflow(uring: &mut Uring) {
+fn overflow(instance: &mut Instance) {
     // Each call does the work of twenty polls at least.
     for _ in 0..POLLS / 20 {
-        uring.instance.enter(0, None).unwrap();
+        instance.enter(0, None).unwrap();
     }
-    assert!(
-        uring.instance.ring.is_overflown(),
-        "there is room for everything"
-    );
+    assert!(instance.ring.is_overflown(), "there is room for everything");
 }
 
 /// Waits until the condition holds. Returns what was not of `polls`.
@@ -120,12 +151,28 @@ fn wait_until(
 #[test]
 fn all_of_thousands_are_reported() {
     let mut uring = on_the_smallest_ring();
-    let mut polls = Polls::arm(&mut uring, POLLS);
+    let polls = Polls::arm(&mut uring, POLLS);
+    are_all_reported(uring, polls, |uring| &mut uring.instance);
+}
+
+#[test]
+fn all_of_thousands_in_a_child_are_reported() {
+    let mut uring = with_the_smallest_child();
+    let polls = Polls::arm_sockets(&mut uring, POLLS);
+    assert_eq!(child(&mut uring).polls, POLLS);
+    are_all_reported(uring, polls, child);
+}
+
+fn are_all_reported(
+    mut uring: Uring,
+    mut polls: Polls,
+    instance: impl Fn(&mut Uring) -> &mut Instance,
+) {
     for _ in 0..3 {
         polls.reports.fill(0);
         polls.ended = 0;
         polls.signal();
-        overflow(&mut uring);
+        overflow(instance(&mut uring));
         wait_until(&mut uring, &mut polls, |polls, _| polls.have_all_reported());
         assert!(polls.ended > 0, "no poll met the full queue");
         // What was armed again reports once more. Then there is rest.
@@ -135,10 +182,15 @@ fn all_of_thousands_are_reported() {
             uring.wait(NOW, &mut batch).unwrap();
             quiet = if batch.is_empty() { quiet + 1 } else { 0 };
             for completion in batch {
-                polls.note(&mut uring, completion);
+                if completion.token.tag() == Some(Tag::Internal) {
+                    uring.own(completion, &mut Vec::new());
+                } else {
+                    polls.note(&mut uring, completion);
+                }
             }
         }
     }
+    assert_eq!(instance(&mut uring).polls, POLLS);
     assert!(uring.shared.metrics().overflows > 0);
 }
 
@@ -150,9 +202,9 @@ fn what_becomes_ready_once_the_full_queue_is_emptied_is_reported() {
     let late = |generation| Token::new(Tag::Main, POLLS, generation);
     uring.arm(late(1), late_ones.as_raw_fd(), events::IN, Tier::Near);
     early.signal();
-    overflow(&mut uring);
+    overflow(&mut uring.instance);
     let mut batch = Vec::new();
-    uring.instance.ring.reap(&mut batch);
+    uring.instance.reap(&mut batch);
     assert!(!uring.instance.ring.has_completions() && uring.instance.ring.is_overflown());
     // There is room now, and yet this poll ends: others wait for that room.
     signal(late_ones.as_fd());
@@ -191,7 +243,7 @@ fn is_watched_again(
     for _ in 0..3 {
         polls.reports.fill(0);
         polls.signal();
-        overflow(uring);
+        overflow(&mut uring.instance);
         ring();
         let heard = wait_until(uring, polls, |polls, others| {
             polls.have_all_reported() && reported(others)

@@ -35,6 +35,14 @@ const LEAST_COMPLETIONS: u32 = 256;
 /// See the module's documentation.
 const LAG: u32 = 1024;
 
+/// What was taken from a ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Harvest {
+    pub(crate) count: u32,
+    /// The last completions of polls among them.
+    pub(crate) ended: u32,
+}
+
 pub(crate) struct Ring {
     ring: ManuallyDrop<IoUring>,
     view: View,
@@ -66,6 +74,11 @@ impl Ring {
                 result => return result,
             }
         }
+    }
+
+    /// A ring of full size, or none.
+    pub(crate) fn largest() -> io::Result<Ring> {
+        Ring::with_sizes(SUBMISSIONS, COMPLETIONS)
     }
 
     /// The smallest ring, to try things out with. The memory of a ring counts against the limit until
@@ -226,11 +239,14 @@ impl Ring {
 
     /// Takes all completions. They are copied and given back to the kernel before anybody acts on
     /// them.
-    pub(crate) fn reap(&mut self, batch: &mut Vec<Completion>) -> u32 {
+    pub(crate) fn reap(&mut self, batch: &mut Vec<Completion>) -> Harvest {
         let tail = self.view.tail().load(Ordering::Acquire);
         let count = tail.wrapping_sub(self.consumed);
+        let mut ended = 0;
         for offset in 0..count {
-            batch.push(self.view.completion(self.consumed.wrapping_add(offset)));
+            let completion = self.view.completion(self.consumed.wrapping_add(offset));
+            ended += u32::from(completion.ends_poll());
+            batch.push(completion);
         }
         if count > 0 {
             self.consumed = tail;
@@ -238,7 +254,20 @@ impl Ring {
             let head = tail.wrapping_sub(self.lag);
             self.view.head().store(head, Ordering::Release);
         }
-        count
+        Harvest { count, ended }
+    }
+
+    /// From now on the first work item that comes up is announced by that eventfd, unless the ring is
+    /// muted.
+    pub(crate) fn announce_by(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+        self.ring.submitter().register_eventfd(eventfd.as_raw_fd())
+    }
+
+    /// Whether work items are not to be announced. Relaxed: whoever unmutes has to look for what came
+    /// before, behind a fence.
+    pub(crate) fn mute(&self, muted: bool) {
+        let flags = if muted { CQ_EVENTFD_DISABLED } else { 0 };
+        self.view.announcements().store(flags, Ordering::Relaxed);
     }
 
     /// The ring holds a reference to that file until the last of its requests is gone.
@@ -333,6 +362,7 @@ const UNREGISTER_RING_FDS: u32 = 21;
 const SQ_CQ_OVERFLOW: u32 = 1 << 1;
 const SQ_TASKRUN: u32 = 1 << 2;
 const CQE_F_MORE: u32 = 1 << 1;
+const CQ_EVENTFD_DISABLED: u32 = 1 << 0;
 /// Both queues, since Linux 5.4.
 const OFF_RINGS: u64 = 0;
 
@@ -351,6 +381,7 @@ struct View {
     head: u32,
     tail: u32,
     flags: u32,
+    announcements: u32,
     entries_at: u32,
     entries: u32,
 }
@@ -401,6 +432,7 @@ impl View {
             head: params.cq_off.head,
             tail: params.cq_off.tail,
             flags: params.sq_off.flags,
+            announcements: params.cq_off.flags,
             entries_at: params.cq_off.cqes,
             entries: params.cq_entries,
         })
@@ -427,6 +459,11 @@ impl View {
 
     fn flags(&self) -> &AtomicU32 {
         self.word(self.flags)
+    }
+
+    /// The flags of the completion queue, of which we are the writer.
+    fn announcements(&self) -> &AtomicU32 {
+        self.word(self.announcements)
     }
 
     /// The completion at that position, which must be between the head and the tail.
