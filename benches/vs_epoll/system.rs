@@ -1,7 +1,7 @@
 //! What the workloads need of the system: descriptors, processors, clocks of other threads.
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::net::{SendFlags, send};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::fs;
@@ -32,6 +32,18 @@ pub(crate) fn event_fds(count: usize) -> Vec<OwnedFd> {
     (0..count).map(|_| event_fd()).collect()
 }
 
+fn socket_pair() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .expect("a pair of sockets can be made")
+}
+
+/// Connected with each other.
+pub(crate) fn sockets(count: usize) -> Vec<OwnedFd> {
+    let pairs = (0..count.div_ceil(2)).map(|_| socket_pair());
+    pairs.flat_map(|(one, other)| [one, other]).collect()
+}
+
 /// Makes an eventfd readable. It is never read: every write is an edge.
 pub(crate) fn signal(fd: impl AsFd) {
     rustix::io::write(fd, &1_u64.to_ne_bytes()).expect("the counter is far from full");
@@ -41,7 +53,7 @@ pub(crate) fn signal(fd: impl AsFd) {
 pub(crate) struct Signals {
     watched: Vec<OwnedFd>,
     /// The other ends, where there are any.
-    peers: Vec<TcpStream>,
+    peers: Vec<OwnedFd>,
 }
 
 impl Signals {
@@ -60,9 +72,14 @@ impl Signals {
                 let peer = TcpStream::connect(address).expect("the listener has room");
                 let (watched, _) = listener.accept().expect("the connection is there");
                 watched.set_nonblocking(true).expect("a socket can be");
-                (peer, watched.into())
+                (peer.into(), watched.into())
             })
             .unzip();
+        Signals { watched, peers }
+    }
+
+    pub(crate) fn unix(count: usize) -> Signals {
+        let (peers, watched) = (0..count).map(|_| socket_pair()).unzip();
         Signals { watched, peers }
     }
 

@@ -7,15 +7,20 @@
 //!   ring, which looks for a poll among all younger ones of its hash bucket.
 //!
 //! There are few descriptors for that many registrations. Those that may become ready belong to one
-//! side alone. The silent rest is watched by both sides of a pair, and where that is not enough ours
-//! has several registrations on each; epoll can only have as many as there are descriptors.
+//! side alone, and are spread among the others. The silent rest is watched by both sides of a pair, and
+//! where that is not enough ours has several registrations on each; epoll can only have as many as there
+//! are descriptors.
+//!
+//! All are connected unix sockets, as a server with thousands of registrations has connections: a reactor
+//! may keep them elsewhere than other files. Only those that become ready in `dispatch/sparse` are
+//! eventfds, because there is no room for the other ends of so many.
 
 use super::Entry;
 use super::dispatch::collect;
 use crate::measure::{Contender, Contest, Effort, PAIRS, Side, timed};
 use crate::peers::{Peer, Want, Watcher, Workload};
 use crate::report::Row;
-use crate::system::{Dice, descriptors_to_spare, event_fds, signal};
+use crate::system::{Dice, Signals, descriptors_to_spare, sockets};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -87,19 +92,19 @@ pub(super) fn entries() -> Vec<Entry> {
 
 fn sparse(name: &str, ready: usize, effort: &Effort) -> Vec<Row> {
     let workload = |crowd| Sparse { crowd, ready };
-    let crowd = Crowd::new(10_000, 9_000, 0);
+    let crowd = Crowd::new(10_000, Active::EventFds(9_000), 0);
     run(name, ready, &SPARSE_PEERS, effort, crowd.map(workload))
 }
 
 fn busy(name: &str, size: usize, effort: &Effort) -> Vec<Row> {
     let workload = |crowd| Busy { crowd };
-    let crowd = Crowd::new(size, 2_000, COMERS * (LIFE + 1));
+    let crowd = Crowd::new(size, Active::Sockets(2_000), COMERS * (LIFE + 1));
     run(name, 1, &PEERS, effort, crowd.map(workload))
 }
 
 fn among(name: &str, size: usize, leaving: Leaving, effort: &Effort) -> Vec<Row> {
     let workload = |crowd| Among { crowd, leaving };
-    let crowd = Crowd::new(size, 0, BATCH);
+    let crowd = Crowd::new(size, Active::Sockets(0), BATCH);
     run(name, BATCH, &PEERS, effort, crowd.map(workload))
 }
 
@@ -129,13 +134,42 @@ fn run<L: Workload>(
     })
 }
 
+/// Registrations whose descriptors become ready.
+#[derive(Clone, Copy)]
+enum Active {
+    EventFds(usize),
+    Sockets(usize),
+}
+
+impl Active {
+    fn count(self) -> usize {
+        let (Active::EventFds(count) | Active::Sockets(count)) = self;
+        count
+    }
+
+    /// How many descriptors they take.
+    fn descriptors(self) -> usize {
+        match self {
+            Active::EventFds(count) => count,
+            Active::Sockets(count) => 2 * count,
+        }
+    }
+
+    fn make(self) -> Signals {
+        match self {
+            Active::EventFds(count) => Signals::event_fds(count),
+            Active::Sockets(count) => Signals::unix(count),
+        }
+    }
+}
+
 /// The registrations of a side before it begins: how many, and on what.
 #[derive(Clone)]
 struct Crowd {
     /// How many there are to be, if there are no limits.
     size: usize,
-    /// How many of them have a descriptor that no other side has.
-    active: usize,
+    /// Those of them that have a descriptor that no other side has.
+    active: Active,
     /// Room for those that come before others have gone.
     spare: usize,
     /// Descriptors of all others. Nothing ever happens to these.
@@ -144,16 +178,16 @@ struct Crowd {
 
 impl Crowd {
     /// `None` if there are not enough descriptors.
-    fn new(size: usize, active: usize, spare: usize) -> Option<Crowd> {
+    fn new(size: usize, active: Active, spare: usize) -> Option<Crowd> {
         let limit = descriptors_to_spare() as usize;
-        let wanted = size + spare - active;
+        let wanted = size + spare - active.count();
         // Two sides have active ones.
-        let silent = wanted.min(limit.saturating_sub(2 * active));
+        let silent = wanted.min(limit.saturating_sub(2 * active.descriptors()));
         (silent > spare).then(|| Crowd {
             size,
             active,
             spare,
-            silent: Rc::new(event_fds(silent)),
+            silent: Rc::new(sockets(silent)),
         })
     }
 
@@ -162,25 +196,30 @@ impl Crowd {
         let seats = if watcher.shares_descriptors() {
             self.size + self.spare
         } else {
-            self.active + self.silent.len()
+            self.active.count() + self.silent.len()
         };
         let count = seats - self.spare;
         let members = Members {
-            active: event_fds(self.active),
+            active: self.active.make(),
             silent: Rc::clone(&self.silent),
             keys: (0..count).collect(),
             free: (count..seats).rev().collect(),
             dice: Dice::new(),
             chosen: Vec::new(),
         };
-        for key in 0..count {
+        let (mut active, mut silent) = (0..self.active.count(), self.active.count()..count);
+        for number in 0..count {
+            let actives_before = |number| number * self.active.count() / count;
+            let due = actives_before(number + 1) > actives_before(number);
+            let keys = if due { &mut active } else { &mut silent };
+            let key = keys.next().expect("these are all");
             watcher.add(key, members.fd(key), Want::Read);
-            if key % 1000 == 0 {
+            if number % 1000 == 0 {
                 watcher.look();
             }
         }
         watcher.settle();
-        for key in 0..self.active {
+        for key in 0..self.active.count() {
             watcher.await_again(key, Want::Read);
         }
         members
@@ -189,7 +228,7 @@ impl Crowd {
 
 /// The registrations of a side.
 struct Members {
-    active: Vec<OwnedFd>,
+    active: Signals,
     silent: Rc<Vec<OwnedFd>>,
     /// Oldest first, at the beginning.
     keys: VecDeque<usize>,
@@ -202,11 +241,10 @@ struct Members {
 
 impl Members {
     fn fd(&self, key: usize) -> BorrowedFd<'_> {
-        let fd = match self.active.get(key) {
-            Some(fd) => fd,
-            None => &self.silent[(key - self.active.len()) % self.silent.len()],
-        };
-        fd.as_fd()
+        match key.checked_sub(self.active.len()) {
+            None => self.active.get(key),
+            Some(key) => self.silent[key % self.silent.len()].as_fd(),
+        }
     }
 
     /// Makes so many different descriptors ready.
@@ -216,7 +254,7 @@ impl Members {
         let part = self.active.len() / count;
         for index in 0..count {
             let key = index * part + self.dice.below(part);
-            signal(&self.active[key]);
+            self.active.signal(key);
             self.chosen.push(key);
         }
     }
@@ -224,6 +262,7 @@ impl Members {
     /// The tasks of what was ready wait again.
     fn await_again<W: Watcher>(&self, watcher: &mut W) {
         for &key in &self.chosen {
+            self.active.drain(key);
             watcher.await_again(key, Want::Read);
         }
     }
