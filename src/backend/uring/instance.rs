@@ -155,6 +155,8 @@ impl Instance {
         counters: &Counters,
     ) -> io::Result<()> {
         self.refill();
+        // What finds no room in the queue even now must not wait for an event.
+        let block = block && self.backlog.is_empty();
         let mut result = Ok(());
         let work = !self.ring.has_completions() && self.ring.has_work();
         if block || self.ring.queued() > 0 || work {
