@@ -26,9 +26,9 @@ const INK: &str = "#24292f";
 const FAINT: &str = "#8b949e";
 const PAPER: &str = "#ffffff";
 
-pub(crate) fn svg(rows: &[Row], machine: &str) -> String {
+pub(crate) fn svg<'a>(rows: impl Iterator<Item = &'a Row>, machine: &str) -> String {
     let shown = |row: &&Row| row.unit == Unit::Nanoseconds && !ASIDE.contains(&row.peer);
-    let rows: Vec<&Row> = rows.iter().filter(shown).collect();
+    let rows: Vec<&Row> = rows.filter(shown).collect();
     let width = LEFT + WIDTH + RIGHT;
     let bottom = TOP + LINE * rows.len() as f64;
     let height = bottom + 40.0;

@@ -5,7 +5,7 @@
 //! cargo bench --bench vs_epoll -- --full          everything
 //! cargo bench --bench vs_epoll -- echo idle       workloads whose names contain one of these
 //! cargo bench --bench vs_epoll -- --list          the names; those of the short set have a star
-//! cargo bench --bench vs_epoll -- --readme        the short set, and its figures go to the README
+//! cargo bench --bench vs_epoll -- --readme        and the figures go to the README; also with --full
 //! cargo bench --bench vs_epoll -- --smoke ...     too short to mean anything: does it work?
 //! cargo bench --bench vs_epoll -- --alone NAME    our side only, for a profiler
 //! ```
@@ -16,7 +16,7 @@
 //! the best bare ring, which has no state for a descriptor and no wakers: what this crate costs.
 //!
 //! The table comes last. The same is in cargo's target directory as `vs_epoll.json`, with the machine
-//! as `vs_epoll.md`, and as a chart in `vs_epoll.svg`.
+//! as `vs_epoll.md`, and as a chart in `vs_epoll.svg`: with `--full` a chart of the short set.
 //!
 //! Run by anything but `cargo bench`, as by `cargo test --benches`, it only sees whether everything
 //! works, unless it is told otherwise.
@@ -92,6 +92,7 @@ fn run() -> io::Result<()> {
     println!("before: {}", report::machine());
     let begun = Instant::now();
     let mut rows: Vec<Row> = Vec::new();
+    let mut charted = Vec::new();
     for (number, entry) in entries.iter().enumerate() {
         // SAFETY: takes no pointer. Without a handler the signal ends the process.
         unsafe { libc::alarm(LONGEST_WORKLOAD) };
@@ -107,6 +108,7 @@ fn run() -> io::Result<()> {
             started.elapsed().as_secs_f64(),
             ratios.join(", ")
         );
+        charted.extend(new.iter().map(|_| entry.short || !full));
         rows.extend(new);
     }
     // SAFETY: as above.
@@ -118,7 +120,8 @@ fn run() -> io::Result<()> {
     let machine = report::machine();
     println!("after:  {machine}\n");
     let table = report::table(&rows);
-    let chart = chart::svg(&rows, &machine);
+    let shown = rows.iter().zip(charted).filter(|(_, charted)| *charted);
+    let chart = chart::svg(shown.map(|(row, _)| row), &machine);
     print!("{table}");
     let markdown = format!("{machine}\n\n{table}");
     println!("\n{:.0} s; written:", begun.elapsed().as_secs_f64());

@@ -9,8 +9,8 @@
 //!   that was ready all along.
 //!
 //! All but `.../both` register for reading alone, for which a thread that sleeps need not be woken
-//! before there is something to read. Figures are for one registration. Deregistering is not timed but for `.../remove`, where it is
-//! the other way round.
+//! before there is something to read. Figures are for one registration. Deregistering is not timed but
+//! for `.../remove`, where it is the other way round.
 
 use super::Entry;
 use crate::hosted::{Hosted, Mode, spin_until};
