@@ -360,10 +360,9 @@ both_backends! {
 both_backends_in_child! {
     fn its_thread_and_its_descriptors_end_with_it(backend: Backend) {
         let threads = || fs::read_dir("/proc/self/task").unwrap().count();
-        let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
         let alone = threads();
         drop(background(backend));
-        let open = descriptors();
+        let open = open_descriptors();
         for round in 0..20 {
             let background = background(backend);
             assert_serves(&background.handle());
@@ -372,7 +371,7 @@ both_backends_in_child! {
                 1 => background.shutdown_now().wait(),
                 _ => background.shutdown_on_idle().wait(),
             }
-            assert_eq!(descriptors(), open);
+            assert_eq!(open_descriptors(), open);
             // It has nothing left to do but to end.
             wait_until(|| threads() == alone);
         }

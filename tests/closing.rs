@@ -6,7 +6,6 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
-use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -147,14 +146,10 @@ impl Times {
     }
 }
 
-fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
 /// Closes each kind in each way, with a reactor that another thread turns, and waits until that is seen.
 /// `before` brings the reactor into the state that it shall be in.
 fn time_elsewhere(handle: &Handle, before: impl Fn()) {
-    let at_first = descriptors();
+    let at_first = open_descriptors();
     for (way, name) in WAYS.into_iter().enumerate() {
         for kind in KINDS {
             let mut times = Times::new(format!("{name}, {kind:?}"));
@@ -179,7 +174,7 @@ fn time_elsewhere(handle: &Handle, before: impl Fn()) {
             times.print();
         }
     }
-    wait_until(|| descriptors() == at_first);
+    wait_until(|| open_descriptors() == at_first);
 }
 
 /// Waits for a turn that began after this call: what was registered before is armed then.
@@ -206,7 +201,7 @@ fn yield_until(condition: impl Fn() -> bool) {
 
 /// With a reactor that nobody turns any more: all of it is closed when the call returns.
 fn time_without_turns(name: &str, mut reactor: impl FnMut() -> (Handle, Box<dyn FnOnce()>)) {
-    let at_first = descriptors();
+    let at_first = open_descriptors();
     for (way, way_name) in WAYS.into_iter().enumerate() {
         let (handle, end) = reactor();
         let open: Vec<_> = KINDS
@@ -226,7 +221,7 @@ fn time_without_turns(name: &str, mut reactor: impl FnMut() -> (Handle, Box<dyn 
             times.print();
         }
         drop(handle);
-        assert_eq!(descriptors(), at_first);
+        assert_eq!(open_descriptors(), at_first);
     }
 }
 
@@ -260,7 +255,7 @@ both_backends_in_child! {
         settle(&mut first);
         // Its files are held by the ring that it left behind, for as long as that takes.
         for (way, name) in WAYS.into_iter().enumerate() {
-            let at_first = descriptors();
+            let at_first = open_descriptors();
             let open: Vec<_> = KINDS
                 .into_iter()
                 .map(|kind| {
@@ -283,7 +278,7 @@ both_backends_in_child! {
             let first = &mut first;
             wait_until(|| {
                 first.turn(NOW).unwrap();
-                descriptors() == at_first
+                open_descriptors() == at_first
             });
         }
     }
@@ -318,7 +313,7 @@ both_backends_in_child! {
     fn between_the_turns_of_an_idle_reactor(backend: Backend) {
         let mut reactor = reactor(backend);
         settle(&mut reactor);
-        let at_first = descriptors();
+        let at_first = open_descriptors();
         for (way, name) in WAYS.into_iter().enumerate() {
             for kind in KINDS {
                 let mut times = Times::new(format!("{name}, {kind:?}"));
@@ -345,7 +340,7 @@ both_backends_in_child! {
             }
         }
         assert!(reactor.is_idle());
-        assert_eq!(descriptors(), at_first);
+        assert_eq!(open_descriptors(), at_first);
     }
 
     fn after_a_shutdown(backend: Backend) {
@@ -373,7 +368,7 @@ both_backends_in_child! {
     }
 
     fn before_the_drop_of_the_reactor(backend: Backend) {
-        let at_first = descriptors();
+        let at_first = open_descriptors();
         for (way, name) in WAYS.into_iter().enumerate().take(3) {
             let mut times = Times::new(format!("{name}, all, then the reactor's drop"));
             for _ in 0..ROUNDS {
@@ -397,14 +392,14 @@ both_backends_in_child! {
             }
             times.print();
         }
-        assert_eq!(descriptors(), at_first);
+        assert_eq!(open_descriptors(), at_first);
     }
 
     fn thousands_at_once(backend: Backend) {
         let n = descriptors_to_spare(10_000) / 2;
         let mut reactor = reactor(backend);
         settle(&mut reactor);
-        let at_first = descriptors();
+        let at_first = open_descriptors();
         for (way, name) in WAYS.into_iter().enumerate().take(3) {
             let (registered, peers): (Vec<_>, Vec<_>) = (0..n)
                 .map(|_| {
@@ -426,7 +421,7 @@ both_backends_in_child! {
             assert!(turns <= 1 + n / 1000, "{turns} turns for {n}");
             assert!(reactor.is_idle());
             drop(peers);
-            assert_eq!(descriptors(), at_first);
+            assert_eq!(open_descriptors(), at_first);
         }
     }
 }

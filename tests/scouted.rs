@@ -109,7 +109,7 @@ both_backends! {
                         let (count, waker) = counting_waker();
                         assert!(poll_read(&registration, &waker).is_pending());
                         put(&theirs, b"x");
-                        wait_until_soon(|| count.get() == 1);
+                        wait_closely(|| count.get() == 1);
                         match round % 4 {
                             0 => registration.deregister(&ours).unwrap(),
                             1 => registration.deregister_and_close(ours).unwrap(),
@@ -138,7 +138,7 @@ both_backends! {
                 2 => drop((registration, ours)),
                 _ => drop((ours, registration)),
             }
-            wait_until_soon(|| at_end(&theirs));
+            wait_closely(|| at_end(&theirs));
         }
         turning.pass();
         assert!(turning.stop().is_idle());
@@ -310,22 +310,6 @@ both_backends! {
     }
 }
 
-/// As `wait_until`, for what takes no longer than a wake-up, and thousands of times.
-#[track_caller]
-fn wait_until_soon(mut condition: impl FnMut() -> bool) {
-    for _ in 0..10_000 {
-        if condition() {
-            return;
-        }
-        thread::yield_now();
-    }
-    wait_until(condition);
-}
-
-fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
 both_backends_in_child! {
     fn no_descriptor_is_left_behind(backend: Backend) {
         let round = || {
@@ -343,10 +327,10 @@ both_backends_in_child! {
             drop((left, copy));
         };
         round();
-        let before = descriptors();
+        let before = open_descriptors();
         for _ in 0..5 {
             round();
         }
-        assert_eq!(descriptors(), before);
+        assert_eq!(open_descriptors(), before);
     }
 }

@@ -149,7 +149,7 @@ both_backends_in_child! {
     fn what_ends_in_an_overflow_is_let_go(backend: Backend) {
         let (mut reactor, n) = easily_overflown(backend);
         settle(&mut reactor);
-        let open = descriptors();
+        let open = open_descriptors();
         for _ in 0..3 {
             let (pairs, registrations): (Vec<_>, Vec<_>) = (0..n)
                 .map(|_| {
@@ -168,7 +168,7 @@ both_backends_in_child! {
             settle(&mut reactor);
             assert!(reactor.is_idle());
             drop(peers);
-            assert_eq!(descriptors(), open);
+            assert_eq!(open_descriptors(), open);
         }
     }
 
@@ -412,10 +412,6 @@ fn fill_bytes(io: &impl AsFd) {
 
 fn empty(io: &impl AsFd) {
     while rustix::io::read(io, &mut [0; 4096]).is_ok_and(|n| n > 0) {}
-}
-
-fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 /// Memory in use, in bytes.

@@ -92,18 +92,6 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(reason(error), Some(Error::ReactorGone))
 }
 
-/// As [`wait_until`], for what comes soon: looks again at once, so that the threads meet often.
-#[track_caller]
-fn wait_closely(mut condition: impl FnMut() -> bool) {
-    for _ in 0..1000 {
-        if condition() {
-            return;
-        }
-        thread::yield_now();
-    }
-    wait_until(condition);
-}
-
 /// Waits for the next event of the read stream. Now and then another waker is left first, and is
 /// called in its turn.
 fn next_event(registration: &Registration, dice: &mut Dice) -> io::Result<Ready> {

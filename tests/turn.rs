@@ -4,7 +4,6 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
-use std::fs;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::ptr;
@@ -463,9 +462,8 @@ fn closes_all_of_them(reactor: &mut Reactor, n: usize) {
         .iter()
         .map(|event| register_interest(event, Interest::READABLE, reactor))
         .collect();
-    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
     for round in 0..2 {
-        let before = descriptors();
+        let before = open_descriptors();
         let handed_over: Vec<_> = many_event_fds(n)
             .into_iter()
             .map(|event| (register(&event, reactor), event))
@@ -487,7 +485,7 @@ fn closes_all_of_them(reactor: &mut Reactor, n: usize) {
             reactor.turn(ZERO).unwrap();
         }
         // But for the other end of the last one.
-        assert_eq!(descriptors(), before + 1, "round {round}");
+        assert_eq!(open_descriptors(), before + 1, "round {round}");
         assert!(at_end(&theirs), "round {round}");
         settle(reactor);
         assert_eq!(readable(&watching), watched.len(), "round {round}");

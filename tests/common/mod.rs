@@ -259,6 +259,11 @@ pub(crate) fn settle(reactor: &mut Reactor) {
     }
 }
 
+/// How many descriptors this process has open, and one more, by which it learns that.
+pub(crate) fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
 /// How often this thread has gone to sleep.
 pub(crate) fn sleeps() -> libc::c_long {
     // SAFETY: `rusage` is plain numbers, for which zeroes are a value.
@@ -276,6 +281,18 @@ pub(crate) fn wait_until(condition: impl FnMut() -> bool) {
         holds_within(BOUND, condition),
         "the condition did not hold in time"
     );
+}
+
+/// As [`wait_until`], for what comes soon: looks again at once, so that the threads meet often.
+#[track_caller]
+pub(crate) fn wait_closely(mut condition: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if condition() {
+            return;
+        }
+        thread::yield_now();
+    }
+    wait_until(condition);
 }
 
 /// True if the condition holds within that time.
