@@ -283,11 +283,7 @@ impl Kernel for Epoll {
         let scout = &self.shared.bell.scout;
         // A child process may keep the old one, which then does not go with its number.
         self.entries.ignore(scout.fd());
-        let renewed = scout.replace().and_then(|()| self.watch_own());
-        if let Err(error) = renewed {
-            tracing::warn!(%error, "registrations will have to wake the reactor from now on");
-            scout.retire();
-        }
+        scout.renew(|| self.watch_own());
     }
 
     fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool {

@@ -72,8 +72,16 @@ impl Scout {
         Ok(())
     }
 
-    /// Takes no descriptors any more.
-    pub(crate) fn retire(&self) {
+    /// As [`replace`](Scout::replace), and `watch` has the new instance watched. If that cannot be, no
+    /// descriptors are taken any more.
+    pub(crate) fn renew(&self, watch: impl FnOnce() -> io::Result<()>) {
+        if let Err(error) = self.replace().and_then(|()| watch()) {
+            tracing::warn!(%error, "registrations will have to wake the reactor from now on");
+            self.retire();
+        }
+    }
+
+    fn retire(&self) {
         self.process.store(NOBODY, Ordering::Relaxed);
     }
 

@@ -42,7 +42,6 @@ use crate::shared::Shared;
 use crate::sync::Arc;
 use children::{Children, Limits};
 use instance::{Instance, poll_add};
-
 use io_uring::{opcode, types};
 use ring::Ring;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -371,14 +370,14 @@ impl Kernel for Uring {
     }
 
     fn renew_scout(&mut self) {
-        if let Err(error) = self.shared.bell.scout.replace() {
-            tracing::warn!(%error, "registrations will have to wake the reactor from now on");
-            self.shared.bell.scout.retire();
-            return;
-        }
-        // The poll holds the old one. Its end is answered as an overflow's is: the new one is watched.
-        let cancel = opcode::AsyncCancel::new(SCOUT.0).build();
-        self.instance.push(cancel.user_data(SCOUT_RENEWED.0));
+        let instance = &mut self.instance;
+        self.shared.bell.scout.renew(|| {
+            // The poll holds the old one. Its end is answered as an overflow's is: the new one is
+            // watched.
+            let cancel = opcode::AsyncCancel::new(SCOUT.0).build();
+            instance.push(cancel.user_data(SCOUT_RENEWED.0));
+            Ok(())
+        });
     }
 
     fn rebuild(&mut self) -> io::Result<()> {
