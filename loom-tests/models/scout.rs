@@ -42,6 +42,20 @@ fn register_there(handle: &Handle, number: i32) -> thread::JoinHandle<Registrati
     thread::spawn(move || registered(&handle, number))
 }
 
+/// As above, and what is to be read comes as soon as that has returned.
+fn register_and_trigger_there(
+    handle: &Handle,
+    world: &Arc<World>,
+    number: i32,
+) -> thread::JoinHandle<Registration> {
+    let (handle, world) = (handle.clone(), Arc::clone(world));
+    thread::spawn(move || {
+        let registration = registered(&handle, number);
+        world.trigger(number, IN);
+        registration
+    })
+}
+
 /// The event comes at any time: before the descriptor is in the scout, in it, or armed.
 #[test]
 fn a_scouted_registration_against_an_event() {
@@ -65,14 +79,7 @@ fn a_scouted_registration_against_an_event() {
 fn a_scouted_registration_against_park() {
     explore(Preemptions(3), || {
         let (mut reactor, handle, world) = reactor();
-        let pusher = {
-            let world = Arc::clone(&world);
-            thread::spawn(move || {
-                let registration = registered(&handle, 10);
-                world.trigger(10, IN);
-                registration
-            })
-        };
+        let pusher = register_and_trigger_there(&handle, &world, 10);
         turn_until_events(&mut reactor, 1);
         assert!(world.rings() <= 1);
         drop(pusher.join().unwrap());
@@ -85,14 +92,7 @@ fn a_scouted_registration_against_park() {
 fn a_scouted_registration_against_a_wake() {
     explore(Preemptions(3), || {
         let (mut reactor, handle, world) = reactor();
-        let pusher = {
-            let (world, handle) = (Arc::clone(&world), handle.clone());
-            thread::spawn(move || {
-                let registration = registered(&handle, 10);
-                world.trigger(10, IN);
-                registration
-            })
-        };
+        let pusher = register_and_trigger_there(&handle, &world, 10);
         let waker = thread::spawn(move || handle.wake());
         turn_until_events(&mut reactor, 1);
         waker.join().unwrap();
@@ -121,14 +121,7 @@ fn a_refused_scout_against_park() {
 fn two_scouted_registrations_against_park() {
     explore(Preemptions(2), || {
         let (mut reactor, handle, world) = reactor();
-        let pushers = [10, 11].map(|number| {
-            let (world, handle) = (Arc::clone(&world), handle.clone());
-            thread::spawn(move || {
-                let registration = registered(&handle, number);
-                world.trigger(number, IN);
-                registration
-            })
-        });
+        let pushers = [10, 11].map(|number| register_and_trigger_there(&handle, &world, number));
         turn_until_events(&mut reactor, 2);
         let registrations = pushers.map(|pusher| pusher.join().unwrap());
         for registration in &registrations {
