@@ -69,7 +69,7 @@ pub(crate) struct Token(pub(crate) u64);
 impl Token {
     pub(crate) const MAX_GENERATION: u32 = (1 << 21) - 1;
     /// Generations whose polls share a bucket. A registration takes two.
-    const COHORT: u32 = 64;
+    const COHORT: u32 = 32;
     /// `GOLDEN_RATIO_64` of the kernel's `hash_64`.
     const MULTIPLIER: u64 = 0x61C8_8646_80B5_83EB;
     /// What the last byte of that times this is 1, in a byte.
@@ -303,7 +303,7 @@ mod tests {
             token.0.wrapping_mul(Token::MULTIPLIER) >> 56
         };
         for cohort in [0, 1, 255, 256, 1000] {
-            for (slot, generation) in [(0, 0), (7, 1), (100_000, 31), (u32::MAX, 63)] {
+            for (slot, generation) in [(0, 0), (7, 1), (100_000, 15), (u32::MAX, 31)] {
                 let generation = cohort * Token::COHORT + generation;
                 assert_eq!(bucket(slot, generation), u64::from(cohort % 256));
             }

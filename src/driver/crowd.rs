@@ -8,8 +8,10 @@ use crate::backend::uring::children::Limits;
 use crate::backend::uring::ring::Ring;
 use crate::handle::Handle;
 use crate::registration::Registration;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, epoll, poll};
+use rustix::pipe::pipe;
 use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicUsize;
@@ -19,8 +21,8 @@ use std::thread;
 const LIMITS: Limits = Limits {
     main: 64,
     child: 32,
-    children: 15,
-    ring: Ring::largest,
+    children: 31,
+    ring: Ring::child,
 };
 /// More than the main ring takes, and five children.
 const MANY: usize = 200;
@@ -153,6 +155,31 @@ fn events_come_from_every_ring() {
     assert_eq!(bench.rings(), 5);
     for _ in 0..10 {
         check(&mut bench, &connections);
+    }
+}
+
+#[test]
+fn what_an_eventfd_may_wake_stays_in_the_main_ring() {
+    let mut bench = Bench::new(LIMITS);
+    let _connections = Connection::many(&mut bench, 100);
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let (reader, writer) = pipe().unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    for (file, in_main) in [
+        (new_eventfd().unwrap(), true),
+        (epoll, true),
+        (reader, false),
+        (writer, false),
+        (udp.into(), false),
+        (tcp.into(), false),
+    ] {
+        let registration = bench.register(&file);
+        bench.turn();
+        let (_, youngest) = bench.driver().slots.iter().next_back().unwrap();
+        assert_eq!(youngest.place == Place(0), in_main, "{file:?}");
+        drop(registration);
+        bench.turn();
     }
 }
 

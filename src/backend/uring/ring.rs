@@ -27,6 +27,8 @@ use std::time::Duration;
 
 /// Entries of a submission queue. A batch larger than that takes more than one call.
 const SUBMISSIONS: u32 = 1024;
+/// There may be many children, and locked memory is scarce.
+const SUBMISSIONS_OF_CHILD: u32 = 256;
 /// Entries of a completion queue. The kernel sizes its table of armed polls from it, and 8192 give
 /// the largest (`io_ring_ctx_alloc` in Linux 6.18).
 const COMPLETIONS: u32 = 8192;
@@ -76,9 +78,9 @@ impl Ring {
         }
     }
 
-    /// A ring of full size, or none.
-    pub(crate) fn largest() -> io::Result<Ring> {
-        Ring::with_sizes(SUBMISSIONS, COMPLETIONS)
+    /// A ring with the largest table of polls, or none.
+    pub(crate) fn child() -> io::Result<Ring> {
+        Ring::with_sizes(SUBMISSIONS_OF_CHILD, COMPLETIONS)
     }
 
     /// The smallest ring, to try things out with. The memory of a ring counts against the limit until
