@@ -193,7 +193,7 @@ pub(crate) fn reactor(backend: Backend) -> Reactor {
         && matches!(reason(error), Some(Error::LockedMemory(_)))
         && start.elapsed() < BOUND
     {
-        thread::sleep(Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(20));
         built = Reactor::builder().backend(backend).build();
     }
     let reactor = built.unwrap();
