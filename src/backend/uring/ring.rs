@@ -245,11 +245,11 @@ impl Ring {
         let tail = self.view.tail().load(Ordering::Acquire);
         let count = tail.wrapping_sub(self.consumed);
         let mut ended = 0;
-        for offset in 0..count {
+        batch.extend((0..count).map(|offset| {
             let completion = self.view.completion(self.consumed.wrapping_add(offset));
             ended += u32::from(completion.ends_poll());
-            batch.push(completion);
-        }
+            completion
+        }));
         if count > 0 {
             self.consumed = tail;
             // Release: the entries have been read.
