@@ -333,17 +333,10 @@ impl Driver {
 
     /// What is wanted of a source from the intake, which the scout has no part in any more.
     fn take_intent(&mut self, source: &Source) -> Intent {
-        let intent = source.take_intent();
-        if intent.contains(Intent::SCOUTED) {
-            // SAFETY: the descriptor is the user's, who promised to keep it open until it is
-            // deregistered, or ours to close after this. If it is closed, its number names another file
-            // or none, and no entry: one registration is scouted while the reactor sleeps, and now it
-            // is awake. (One that is too late has its descriptor open, and removes its entry itself.)
-            let descriptor = unsafe { BorrowedFd::borrow_raw(source.fd()) };
-            if !self.shared.bell.scout.remove(descriptor) {
-                // The file may live on by another descriptor, and its entry with it.
-                self.kernel.renew_scout();
-            }
+        let (intent, out) = take_out(source);
+        if !out {
+            // The file may live on by another descriptor, and its entry with it.
+            self.kernel.renew_scout();
         }
         intent
     }
@@ -679,11 +672,7 @@ impl Driver {
             source.release();
         }
         for source in shared.intake.close() {
-            if source.take_intent().contains(Intent::SCOUTED) {
-                // SAFETY: as in `take_intent`.
-                let descriptor = unsafe { BorrowedFd::borrow_raw(source.fd()) };
-                shared.bell.scout.remove(descriptor);
-            }
+            take_out(&source);
             // Its slot, if it has one, follows; what was handed over is closed by whichever is first
             // to find that nobody else will.
             if source.slot() == NO_SLOT {
@@ -720,6 +709,21 @@ impl Driver {
         self.dispatch_until(|driver| driver.slots.iter().all(|(_, slot)| slot.is_quiet()))
             .is_ok_and(|(_, done)| done)
     }
+}
+
+/// What is wanted of a source from the intake, which leaves the scout. False if its entry could not be
+/// removed there.
+fn take_out(source: &Source) -> (Intent, bool) {
+    let intent = source.take_intent();
+    if !intent.contains(Intent::SCOUTED) {
+        return (intent, true);
+    }
+    // SAFETY: the descriptor is the user's, who promised to keep it open until it is deregistered, or
+    // ours to close after this. If it is closed, its number names another file or none, and no entry:
+    // one registration is scouted while the reactor sleeps, and now it is awake. (One that is too late
+    // has its descriptor open, and removes its entry itself.)
+    let descriptor = unsafe { BorrowedFd::borrow_raw(source.fd()) };
+    (intent, source.shared().bell.scout.remove(descriptor))
 }
 
 #[cfg(all(test, not(loom)))]

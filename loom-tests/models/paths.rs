@@ -45,7 +45,7 @@ fn a_register_against_news_that_come_to_nothing() {
         world.trigger(10, IN);
         world.spread_rumour();
         let user = thread::spawn(move || registered(&handle, 10));
-        while reactor.turn(None).unwrap().events() == 0 {}
+        turn_until_events(&mut reactor, 1);
         drop(user.join().unwrap());
     });
 }
@@ -88,7 +88,7 @@ fn two_registers_and_a_sleeping_reactor() {
             thread::spawn(move || registration.register_with(&fd(10), &handle).unwrap())
         });
         // It is ready, so that the turn that arms it ends.
-        while reactor.turn(None).unwrap().events() == 0 {}
+        turn_until_events(&mut reactor, 1);
         let made = racing.map(|racer| usize::from(racer.join().unwrap()));
         assert_eq!(made.iter().sum::<usize>(), 1);
         settle(&mut reactor);

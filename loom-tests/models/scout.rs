@@ -19,14 +19,6 @@ fn turn_until(reactor: &mut Reactor, done: impl Fn(&Reactor) -> bool) {
     }
 }
 
-/// Turns that may sleep, until so many events have come.
-fn turn_until_events(reactor: &mut Reactor, events: usize) {
-    let mut seen = 0;
-    while seen < events {
-        seen += reactor.turn(None).unwrap().events();
-    }
-}
-
 /// A descriptor that was scouted is so no more once it is armed.
 fn is_watched_once(reactor: &mut Reactor, world: &World, numbers: &[i32]) {
     settle(reactor);

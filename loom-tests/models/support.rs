@@ -171,6 +171,14 @@ pub(super) fn turn(reactor: &mut Reactor) -> usize {
     reactor.turn(NOW).unwrap().events()
 }
 
+/// Turns that may sleep, until so many events have come.
+pub(super) fn turn_until_events(reactor: &mut Reactor, events: usize) {
+    let mut seen = 0;
+    while seen < events {
+        seen += reactor.turn(None).unwrap().events();
+    }
+}
+
 /// As many turns as anything takes that is under way.
 pub(super) fn settle(reactor: &mut Reactor) {
     for _ in 0..4 {
