@@ -58,8 +58,8 @@ struct Connection {
     ours: Option<UnixStream>,
     theirs: UnixStream,
     registrations: Vec<Registration>,
-    /// Somebody was told to wait, and somebody was woken.
-    told_to_wait: bool,
+    /// By registration and stream: whose last answer was to wait, and how many had been woken before that.
+    waiting: [[Option<usize>; 2]; 2],
     woken: Arc<Count>,
 }
 
@@ -89,7 +89,7 @@ impl Connection {
             ours: Some(ours),
             theirs,
             registrations,
-            told_to_wait: false,
+            waiting: [[None; 2]; 2],
             woken,
         }
     }
@@ -98,18 +98,17 @@ impl Connection {
         let which = random.below(self.registrations.len());
         let registration = &self.registrations[which];
         let waker = std::task::Waker::from(Arc::clone(&self.woken));
+        let woken = self.woken.get();
         match random.below(6) {
             0 => drop(rustix::io::write(&self.theirs, b"some")),
             1 => drop(drain(&self.theirs)),
             2 => {
-                if poll_read(registration, &waker).is_pending() {
-                    self.told_to_wait = true;
-                }
+                let answer = poll_read(registration, &waker);
+                self.waiting[which][0] = answer.is_pending().then_some(woken);
             }
             3 => {
-                if poll_write(registration, &waker).is_pending() {
-                    self.told_to_wait = true;
-                }
+                let answer = poll_write(registration, &waker);
+                self.waiting[which][1] = answer.is_pending().then_some(woken);
             }
             4 => {
                 if let Some(ours) = &self.ours {
@@ -152,7 +151,8 @@ impl Connection {
             }
         }
         // By a turn that was under way already, it may be, and so a moment later.
-        wait_until(|| !self.told_to_wait || self.woken.get() > 0);
+        let waiting = self.waiting.into_iter().flatten().flatten();
+        wait_until(|| waiting.clone().all(|before| self.woken.get() > before));
         self.theirs
     }
 }
