@@ -80,14 +80,14 @@ both_backends! {
         let ours = AsyncFd::with_handle(ours, &reactor.handle()).unwrap();
         settle(&mut reactor);
         thread::scope(|scope| {
+            // Closes the descriptor itself, after the deregistration.
             let user = scope.spawn(|| drop(ours));
-            while !at_end(&theirs) {
+            while !reactor.is_idle() {
                 reactor.turn(None).unwrap();
             }
             user.join().unwrap();
         });
-        settle(&mut reactor);
-        assert!(reactor.is_idle());
+        assert!(at_end(&theirs));
     }
 
     fn the_time_that_is_spun_counts_for_the_timeout(backend: Backend) {
