@@ -4,7 +4,6 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
-use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -45,10 +44,6 @@ fn assert_deregistered(registration: &Registration) {
 
 fn zero_turn(reactor: &mut Reactor) {
     reactor.turn(Some(Duration::ZERO)).unwrap();
-}
-
-fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 both_backends! {
@@ -620,7 +615,7 @@ both_backends_in_child! {
         let (ours, _theirs) = unix_pair();
         drop(register(&ours, &reactor));
         settle(&mut reactor);
-        let before = descriptors();
+        let before = open_descriptors();
         for round in 0..200 {
             let (ours, theirs) = unix_pair();
             let mut first = register(&ours, &reactor);
@@ -654,7 +649,7 @@ both_backends_in_child! {
             settle(&mut reactor);
             assert!(reactor.is_idle());
         }
-        assert_eq!(descriptors(), before);
+        assert_eq!(open_descriptors(), before);
         drop(reactor);
     }
 
@@ -669,7 +664,7 @@ both_backends_in_child! {
             .map(|(ours, _)| register(ours, &reactor))
             .collect();
         settle(&mut reactor);
-        let before = descriptors();
+        let before = open_descriptors();
         let mut peers = Vec::new();
         for ((ours, theirs), registration) in pairs.drain(..).zip(&mut registrations) {
             put(&theirs, b"x");
@@ -677,13 +672,13 @@ both_backends_in_child! {
             peers.push(theirs);
         }
         zero_turn(&mut reactor);
-        assert_eq!(descriptors(), before - 100);
+        assert_eq!(open_descriptors(), before - 100);
         assert!(peers.iter().all(at_end));
     }
 
     fn a_reactor_that_is_dropped_leaves_no_descriptor_behind(backend: Backend) {
         let (ours, theirs) = unix_pair();
-        let before = descriptors();
+        let before = open_descriptors();
         for _ in 0..10 {
             let mut reactor = reactor(backend);
             let first = register(&ours, &reactor);
@@ -692,7 +687,7 @@ both_backends_in_child! {
             let _nested = reactor.as_fd();
             drop((first, reactor, second));
         }
-        assert_eq!(descriptors(), before);
+        assert_eq!(open_descriptors(), before);
         drop(ours);
         wait_until(|| at_end(&theirs));
     }

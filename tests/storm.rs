@@ -6,7 +6,6 @@ mod common;
 use common::descriptors::*;
 use common::*;
 use std::env;
-use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -205,10 +204,6 @@ fn all_at_end(peers: &[UnixStream]) -> bool {
     peers.iter().all(at_end)
 }
 
-fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
 #[track_caller]
 fn assert_calm(reactor: &mut Reactor, peers: Vec<UnixStream>, open: usize) {
     reactor.turn(Some(Duration::ZERO)).unwrap();
@@ -220,7 +215,7 @@ fn assert_calm(reactor: &mut Reactor, peers: Vec<UnixStream>, open: usize) {
     // A ring that was left behind in a move takes its time, and a descriptor to watch its end.
     wait_until(|| {
         settle(reactor);
-        descriptors() == open
+        open_descriptors() == open
     });
     // Still good for something.
     let event = event_fd();
@@ -233,7 +228,7 @@ both_backends_in_child! {
     fn a_reactor_that_turns_elsewhere_weathers_it(backend: Backend) {
         let turning = Turning::start(reactor(backend));
         turning.pass();
-        let open = descriptors();
+        let open = open_descriptors();
         let peers = storm(turning.handle());
         // Nobody asks for it: what has ended is let go.
         wait_until(|| all_at_end(&peers));
@@ -277,7 +272,7 @@ both_backends_in_child! {
         let mut reactor = reactor(backend);
         reactor.as_fd();
         settle(&mut reactor);
-        let open = descriptors();
+        let open = open_descriptors();
         let handle = reactor.handle();
         let over = AtomicUsize::new(0);
         let (mut reactor, peers) = thread::scope(|scope| {
@@ -302,7 +297,7 @@ both_backends_in_child! {
     fn its_end_in_the_middle_of_it_is_weathered(backend: Backend) {
         for _ in 0..10 {
             let mut random = Random::new();
-            let open = descriptors();
+            let open = open_descriptors();
             let background = reactor(backend).background().unwrap();
             let handle = background.handle();
             let peers = thread::scope(|scope| {
@@ -314,7 +309,7 @@ both_backends_in_child! {
             });
             assert!(all_at_end(&peers));
             drop((peers, handle));
-            assert_eq!(descriptors(), open);
+            assert_eq!(open_descriptors(), open);
         }
     }
 }
