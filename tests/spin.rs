@@ -88,6 +88,8 @@ both_backends! {
             user.join().unwrap();
         });
         assert!(at_end(&theirs));
+        settle(&mut reactor);
+        assert!(reactor.is_idle());
     }
 
     fn the_time_that_is_spun_counts_for_the_timeout(backend: Backend) {
