@@ -64,7 +64,7 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        // `ci/crowded` has every test of the public interface use them.
+        // The few are for `ci/crowded`, where the tests need no thousands to make a crowd.
         let (main, child) = if cfg!(crowded) {
             (4, 3)
         } else {
