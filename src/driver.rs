@@ -77,6 +77,8 @@ pub(crate) struct Driver {
     nested: bool,
     /// The last one that was given out. No two polls have the same, whatever slot they are in.
     generation: u32,
+    /// Where the next spare source goes.
+    spare: usize,
 }
 
 impl std::fmt::Debug for Driver {
@@ -102,6 +104,7 @@ impl Driver {
             crowded: false,
             nested: false,
             generation: 0,
+            spare: 0,
         }
     }
 
@@ -444,10 +447,10 @@ impl Driver {
             self.kernel.close(token, fd, slot.place);
         } else if slot.fd != Fd::Closing {
             let Slot { source, .. } = self.slots.remove(index as usize);
-            if Arc::strong_count(&source) == 1 {
-                // Nobody else has it, so nobody waits to hear that the file is released.
+            let Err(source) = self.shared.spares.put(&mut self.spare, source) else {
+                // Nobody else had it, so nobody waits to hear that the file is released.
                 return;
-            }
+            };
             source.set_slot(RETIRED);
             if self.kernel.is_haunted() {
                 self.haunted.push(source);
@@ -500,7 +503,7 @@ impl Driver {
     fn fetch(&self, from: usize) {
         for completion in self.batch[from..].iter().take(AHEAD) {
             if let Some(slot) = self.slots.get(completion.token.slot() as usize) {
-                slot.source.fetch();
+                Source::fetch(Arc::as_ptr(&slot.source));
             }
         }
     }
@@ -682,6 +685,7 @@ impl Driver {
         for (_, slot) in slots {
             slot.source.orphan();
         }
+        shared.spares.clear();
     }
 
     /// Ends every poll with the ring's own means, which lets go of the files at once. True if all of

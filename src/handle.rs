@@ -47,18 +47,18 @@ impl Handle {
         }
     }
 
-    /// The reactor that this handle stands for, here and now.
-    pub(crate) fn resolve(&self) -> io::Result<Arc<Shared>> {
+    /// Calls `f` with the reactor that this handle stands for, here and now.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&Arc<Shared>) -> io::Result<R>) -> io::Result<R> {
         if let Some(shared) = &self.shared {
-            return Ok(Arc::clone(shared));
+            return f(shared);
         }
         match current() {
-            Some(shared) => Ok(shared),
-            None => fallback(),
+            Some(shared) => f(&shared),
+            None => f(&fallback()?),
         }
     }
 
-    /// As `resolve`, but starts nothing.
+    /// As `with`, but starts nothing.
     fn peek(&self) -> Option<Arc<Shared>> {
         self.shared
             .clone()

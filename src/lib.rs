@@ -92,6 +92,7 @@ mod ready;
 mod registration;
 mod shared;
 mod source;
+mod spares;
 mod sync;
 
 /// The README's code is compiled with the documentation's.

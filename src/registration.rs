@@ -147,12 +147,13 @@ impl Registration {
             source.announce(None);
             return Ok(false);
         }
-        let shared = handle.resolve()?;
-        shared.check()?;
-        shared.count_up();
         let io = io.as_fd();
         let fd = io.as_raw_fd();
-        let source = Arc::new(Source::new(fd, interest, shared));
+        let source = handle.with(|shared| {
+            shared.check()?;
+            shared.count_up();
+            Ok(Source::obtain(fd, interest, shared))
+        })?;
         let raw = Arc::into_raw(source).cast_mut();
         // Release: who meets the source finds it made. The loser looks at the other's below.
         let published = self.source.compare_exchange(

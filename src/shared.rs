@@ -6,12 +6,13 @@ use crate::error::Error;
 use crate::intake::Intake;
 use crate::metrics::{Counters, Metrics};
 use crate::source::Source;
+use crate::spares::Spares;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// The first three are what a registration touches. They share a cache line, because to a thread
+/// The first four are what a registration touches. They share a cache line, because to a thread
 /// that registers it comes from the reactor's processor, and one such line costs less than three.
 #[derive(Debug)]
 #[repr(C, align(128))]
@@ -20,6 +21,7 @@ pub(crate) struct Shared {
     pub(crate) doorbell: Doorbell,
     /// Living registrations: up before `register` publishes, down when the driver sees the end.
     registered: AtomicUsize,
+    pub(crate) spares: Spares,
     pub(crate) bell: Bell,
     /// Set once somebody holds the reactor's descriptor and so may sleep on it between turns. Relaxed:
     /// it is set through a `&Reactor` and read in a turn, which has a `&mut`.
@@ -34,6 +36,7 @@ impl Shared {
             intake: Intake::new(),
             doorbell: Doorbell::new(),
             registered: AtomicUsize::new(0),
+            spares: Spares::new(),
             bell,
             nested: AtomicBool::new(false),
             counters: CachePadded::default(),

@@ -12,6 +12,8 @@
 //!    intake.
 //! 5. `slot` belongs to the driver.
 //! 6. Everything else is written before the source is published and never again.
+//! 7. A source that nobody has but the driver is the driver's, which makes it a [spare](crate::spares)
+//!    one. Whoever takes it has it alone until it is published again.
 //!
 //! # The races, and why they are harmless
 //!
@@ -73,6 +75,7 @@ pub(crate) use published::Published;
 
 use intent::Intent;
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::task::{Poll, Waker};
@@ -136,6 +139,45 @@ impl Source {
             next: AtomicPtr::new(ptr::null_mut()),
             slot: AtomicU32::new(NO_SLOT),
             shared,
+        }
+    }
+
+    /// A source that nobody has seen: a spare one, or a new one.
+    pub(crate) fn obtain(fd: RawFd, interest: Interest, shared: &Arc<Shared>) -> Arc<Source> {
+        let spare = shared.spares.take(fd, interest);
+        spare.unwrap_or_else(|| Arc::new(Source::new(fd, interest, Arc::clone(shared))))
+    }
+
+    /// As new, but for the descriptor and the interest. Drops the wakers of tasks that gave up.
+    pub(crate) fn reset(&mut self) {
+        self.word = AtomicU64::new(Word::EMPTY.0);
+        self.slot = AtomicU32::new(NO_SLOT);
+        for cell in &self.cells {
+            // SAFETY: nobody shares the source.
+            if let Some(waker) = cell.with_mut(|cell| unsafe { (*cell).take() }) {
+                contain(|| drop(waker));
+            }
+        }
+        self.free_waiters();
+    }
+
+    /// A source that was [reset](Source::reset), for another registration.
+    pub(crate) fn renew(&mut self, fd: RawFd, interest: Interest) {
+        for cell in &self.cells {
+            // SAFETY: nobody shares the source.
+            cell.with(|cell| debug_assert!(unsafe { (*cell).is_none() }));
+        }
+        self.fd = fd;
+        self.intent = AtomicU32::new(Intent::of(interest).0);
+    }
+
+    fn free_waiters(&mut self) {
+        // Relaxed: nobody shares the source.
+        let waiters = self.waiters.load(Ordering::Relaxed);
+        if !waiters.is_null() {
+            self.waiters.store(ptr::null_mut(), Ordering::Relaxed);
+            // SAFETY: made by `Box::into_raw` in `waiters`, and forgotten there.
+            drop(unsafe { Box::from_raw(waiters) });
         }
     }
 
@@ -388,18 +430,18 @@ impl Source {
         Intent(self.intent.load(Ordering::Acquire))
     }
 
-    /// Asks the processor for the lines that `dispatch` will touch.
+    /// Asks the processor for the lines that `dispatch` will touch, which are all that there are. The
+    /// pointer may dangle.
     #[inline]
-    pub(crate) fn fetch(&self) {
+    pub(crate) fn fetch(source: *const Source) {
         #[cfg(target_arch = "x86_64")]
-        {
+        for field in [offset_of!(Source, word), offset_of!(Source, cells)] {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             // SAFETY: a prefetch reads nothing, and no address makes it fault.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>((&raw const self.word).cast());
-                _mm_prefetch::<_MM_HINT_T0>((&raw const self.cells).cast());
-            }
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(source.wrapping_byte_add(field).cast()) };
         }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = source;
     }
 
     /// Edges came in: sets their bits and calls who waits for them. False if the registration has
@@ -519,11 +561,6 @@ fn error(end: End) -> io::Error {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        // Relaxed: whoever drops the source has it for itself.
-        let waiters = self.waiters.load(Ordering::Relaxed);
-        if !waiters.is_null() {
-            // SAFETY: made by `Box::into_raw` in `waiters`, and nobody shares the source any more.
-            drop(unsafe { Box::from_raw(waiters) });
-        }
+        self.free_waiters();
     }
 }

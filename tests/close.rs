@@ -14,6 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
 use uring_reactor::{AsyncFd, Interest, Reactor};
@@ -69,6 +70,20 @@ both_backends! {
             let (ours, theirs) = tcp_pair();
             peer_sees_the_end(reactor, Box::new(ours), &theirs);
         }
+    }
+
+    fn one_that_is_given_up_forgets_its_task(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let (ours, theirs) = unix_pair();
+        let io = async_fd(ours, &reactor);
+        settle(&mut reactor);
+        let (count, waker) = counting_waker();
+        let mut close = Box::pin(io.close());
+        let mut cx = Context::from_waker(&waker);
+        assert!(close.as_mut().poll(&mut cx).is_pending());
+        drop((close, waker));
+        turn_until(&mut reactor, || at_end(&theirs));
+        assert_eq!(Arc::strong_count(&count), 1);
     }
 
     fn a_pipe_s_writer_is_refused_upon_completion(backend: Backend) {

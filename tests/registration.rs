@@ -471,6 +471,43 @@ both_backends! {
         assert_eq!(Arc::strong_count(&count), 1);
     }
 
+    fn a_registration_knows_nothing_of_those_that_ended_before(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let mut alive = Vec::new();
+        // Their memory is used again, some of it at once and some of it later.
+        for round in 0..200 {
+            let refused = register_interest(&file, Interest::READABLE, &reactor);
+            let (ours, theirs) = unix_pair();
+            put(&theirs, b"x");
+            drop(theirs);
+            let hung_up = register(&ours, &reactor);
+            settle(&mut reactor);
+            let error = refused.take_read_ready().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            assert!(hung_up.take_write_ready().unwrap().unwrap().is_hup());
+            drop((refused, hung_up, ours));
+            settle(&mut reactor);
+
+            let (quiet, peer) = unix_pair();
+            fill(&quiet);
+            let registration = register(&quiet, &reactor);
+            let (count, waker) = counting_waker();
+            for poll in [poll_read, poll_write] {
+                assert!(poll(&registration, &waker).is_pending());
+            }
+            settle(&mut reactor);
+            assert_eq!(count.get(), 0);
+            put(&peer, b"x");
+            turn_until(&mut reactor, || count.get() == 1);
+            let ready = registration.take_read_ready().unwrap().unwrap();
+            assert!(ready.is_readable() && !ready.is_read_closed());
+            if round % 3 > 0 {
+                alive.push((registration, quiet, peer));
+            }
+        }
+    }
+
     fn a_handle_does_not_keep_its_reactor_alive(backend: Backend) {
         let (ours, theirs) = unix_pair();
         let mut reactor = reactor(backend);

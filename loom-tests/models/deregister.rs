@@ -4,9 +4,7 @@
 //! Exhaustive where two threads meet, bounded where three do and where one of two has much to do.
 
 use super::support::*;
-use crate::Registration;
 use crate::source::word::Direction::{Read, Write};
-use std::os::fd::AsRawFd;
 use std::task::Poll;
 
 /// An edge comes while the registration ends: its waiter is called once, by one of the two, and no

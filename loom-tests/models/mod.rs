@@ -14,4 +14,5 @@ mod paths;
 mod registration;
 mod scout;
 mod shared_waits;
+mod spares;
 mod wakers;

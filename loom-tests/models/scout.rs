@@ -9,7 +9,6 @@ use crate::doorbell::{Call, Parked};
 use crate::source::word::Direction::{Read, Write};
 use crate::source::{Published, Source};
 use crate::{Handle, Interest, Reactor, Registration};
-use std::os::fd::AsRawFd;
 use std::task::Waker;
 
 /// Turns that may sleep, until that is so.
