@@ -341,6 +341,7 @@ impl Source {
     }
 
     /// Calls the waker of a cell whose `BUSY` is ours, and gives the cell back.
+    #[inline(always)]
     fn call(&self, direction: Direction) {
         if let Some(waker) = self.vacate(direction) {
             contain(|| waker.wake());
@@ -446,6 +447,7 @@ impl Source {
 
     /// Edges came in: sets their bits and calls who waits for them. False if the registration has
     /// ended and nobody hears of them.
+    #[inline(always)]
     pub(crate) fn dispatch(&self, ready: Ready) -> bool {
         let directions = Word::concerned(ready);
         let claimed = self.step(|word| {
@@ -510,6 +512,7 @@ impl Source {
 
     /// Calls everybody who waited for these directions before they were claimed. Whoever is at a cell
     /// finds the change when it gives the cell back.
+    #[inline(always)]
     fn call_waiters(&self, before: Word, directions: u64) {
         let cells = before.idle_waiters(directions);
         for direction in Direction::BOTH {
@@ -519,8 +522,13 @@ impl Source {
         }
         let lists = before.lists(directions);
         if lists != 0 {
-            self.waiters().wake(|direction| direction.is_in(lists));
+            self.call_lists(lists);
         }
+    }
+
+    #[cold]
+    fn call_lists(&self, directions: u64) {
+        self.waiters().wake(|direction| direction.is_in(directions));
     }
 }
 

@@ -5,6 +5,8 @@
 
 #[cfg(not(loom))]
 mod primitive {
+    use std::any::Any;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     pub(crate) use std::sync::atomic::{
         AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
@@ -34,15 +36,19 @@ mod primitive {
 
     /// Runs a user's waker and keeps its panic from reaching the caller, who has other wakers to
     /// call. The panic hook has reported it by then.
+    #[inline(always)]
     pub(crate) fn contain(f: impl FnOnce()) {
-        use std::panic::{AssertUnwindSafe, catch_unwind};
-
         if let Err(payload) = catch_unwind(AssertUnwindSafe(f)) {
-            tracing::error!("a waker panicked while the reactor called it");
-            // The payload's own destructor is the user's code too. If that panics, enough is enough.
-            if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-                std::mem::forget(another);
-            }
+            bury(payload);
+        }
+    }
+
+    #[cold]
+    fn bury(payload: Box<dyn Any + Send>) {
+        tracing::error!("a waker panicked while the reactor called it");
+        // The payload's own destructor is the user's code too. If that panics, enough is enough.
+        if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            std::mem::forget(another);
         }
     }
 }
