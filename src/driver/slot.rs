@@ -133,6 +133,12 @@ impl Slot {
         }
     }
 
+    /// Whatever the main poll reports is for this registration.
+    pub(super) fn hears_all(&self) -> bool {
+        // Reading was asked for. See `wanted`.
+        self.main.events & events::RDHUP != 0
+    }
+
     /// What poll bits mean for this registration.
     pub(super) fn ready(&mut self, tag: Tag, mut bits: u16) -> Ready {
         if self.watch(tag).events & events::RDHUP == 0 {
