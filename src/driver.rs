@@ -587,12 +587,12 @@ impl Driver {
             }
         } else {
             watch.state = State::Idle;
+            self.ended.push(token.slot());
             if tag == Tag::Main
                 && let Some(live) = self.live.get_mut(token.slot() as usize)
             {
                 *live = Live::NONE;
             }
-            self.ended.push(token.slot());
             // The first word and the last: an overflow, or a file without a wait queue. Of that the
             // kernel says that it is ready, once, and would say so after every arming.
             if result >= 0 && armed && fresh && !slot.pollable {

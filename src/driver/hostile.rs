@@ -727,6 +727,14 @@ impl Bench {
             }
         }
         assert_eq!(believed, world.polls.len());
+        for (index, live) in driver.live.iter().enumerate() {
+            if live.generation != Live::NONE.generation {
+                let slot = &driver.slots[index];
+                assert_ne!(slot.main.state, State::Idle, "a poll that is gone is live");
+                assert_eq!(slot.main.generation, live.generation);
+                assert_eq!(Arc::as_ptr(&slot.source), live.source);
+            }
+        }
         for user in &mut self.users {
             user.check_calls(&world.told[user.id]);
             if user.ended && !user.released && user.is_released() {
