@@ -55,7 +55,7 @@ struct Live {
     generation: u32,
 }
 
-// SAFETY: a source may be used from any thread.
+// SAFETY: a source may be used from any thread. Whoever follows the pointer says why it is there.
 unsafe impl Send for Live {}
 // SAFETY: as above.
 unsafe impl Sync for Live {}

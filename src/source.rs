@@ -75,7 +75,6 @@ pub(crate) use published::Published;
 
 use intent::Intent;
 use std::io;
-use std::mem::offset_of;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::task::{Poll, Waker};
@@ -436,10 +435,14 @@ impl Source {
     #[inline]
     pub(crate) fn fetch(source: *const Source) {
         #[cfg(target_arch = "x86_64")]
-        for field in [offset_of!(Source, word), offset_of!(Source, cells)] {
+        {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a prefetch reads nothing, and no address makes it fault.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(source.wrapping_byte_add(field).cast()) };
+            use std::mem::offset_of;
+
+            for field in [offset_of!(Source, word), offset_of!(Source, cells)] {
+                // SAFETY: a prefetch reads nothing, and no address makes it fault.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(source.wrapping_byte_add(field).cast()) };
+            }
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = source;
