@@ -497,6 +497,7 @@ impl Driver {
         let mut completions = 0;
         // By index: the backend may add to the batch meanwhile.
         let mut next = 0;
+        // By its parts: whole, each would be copied to the stack for the sake of those that are rare.
         while let Some(&Completion {
             token,
             result,
@@ -514,8 +515,8 @@ impl Driver {
                 && result >= 0
             {
                 completions += 1;
-                // SAFETY: that poll has not ended, or `polled` would have removed the entry. So its
-                // slot is there, which holds the source.
+                // SAFETY: that poll has not ended, or `polled` or `stand` would have removed the
+                // entry. So its slot is there, which holds the source.
                 let source = unsafe { &*live.source };
                 let ready = Ready::from_poll(result as u16);
                 events += usize::from(report(source, ready, &self.shared.counters));
@@ -530,7 +531,7 @@ impl Driver {
                 Some(Tag::Internal) => self.kernel.own(completion, &mut self.batch),
                 Some(tag @ (Tag::Main | Tag::Urgent)) => {
                     completions += 1;
-                    events += usize::from(self.polled(tag, token, result, more));
+                    events += usize::from(self.polled(tag, completion));
                 }
                 Some(Tag::Close) => {
                     completions += 1;
@@ -561,7 +562,12 @@ impl Driver {
     }
 
     /// A poll has reported. True if the registration heard of it.
-    fn polled(&mut self, tag: Tag, token: Token, result: i32, more: bool) -> bool {
+    fn polled(&mut self, tag: Tag, completion: Completion) -> bool {
+        let Completion {
+            token,
+            result,
+            more,
+        } = completion;
         let spurious = &self.shared.counters.spurious;
         let Some(slot) = self.slots.get_mut(token.slot() as usize) else {
             spurious.add(1);
@@ -575,7 +581,7 @@ impl Driver {
         let armed = watch.state == State::Armed;
         let fresh = std::mem::replace(&mut watch.fresh, false);
         if more {
-            if tag == Tag::Main && slot.hears_all() {
+            if tag == Tag::Main && watch.reads() {
                 let index = token.slot() as usize;
                 if self.live.len() <= index {
                     self.live.resize(index + 1, Live::NONE);

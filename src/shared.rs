@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 /// The first four are what a registration touches. They share a cache line, because to a thread
-/// that registers it comes from the reactor's processor, and one such line costs less than three.
+/// that registers it comes from the reactor's processor, and one such line costs less than one for each.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct Shared {

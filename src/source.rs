@@ -430,8 +430,7 @@ impl Source {
         Intent(self.intent.load(Ordering::Acquire))
     }
 
-    /// Asks the processor for the lines that `dispatch` will touch, which are all that there are. The
-    /// pointer may dangle.
+    /// Asks the processor for a source, which is about to be used. The pointer may dangle.
     #[inline]
     pub(crate) fn fetch(source: *const Source) {
         #[cfg(target_arch = "x86_64")]
@@ -450,6 +449,7 @@ impl Source {
 
     /// Edges came in: sets their bits and calls who waits for them. False if the registration has
     /// ended and nobody hears of them.
+    // Inlined, as all on the way to the waker: what an edge costs is instructions more than atomics.
     #[inline(always)]
     pub(crate) fn dispatch(&self, ready: Ready) -> bool {
         let directions = Word::concerned(ready);

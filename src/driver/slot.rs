@@ -38,6 +38,11 @@ impl Watch {
             fresh: false,
         }
     }
+
+    /// Reading was asked for, and what is reported of it counts. See `wanted`.
+    pub(super) const fn reads(&self) -> bool {
+        self.events & events::RDHUP != 0
+    }
 }
 
 /// What has become of a descriptor that was handed over.
@@ -133,16 +138,9 @@ impl Slot {
         }
     }
 
-    /// Whatever the main poll reports is for this registration.
-    pub(super) fn hears_all(&self) -> bool {
-        // Reading was asked for. See `wanted`.
-        self.main.events & events::RDHUP != 0
-    }
-
     /// What poll bits mean for this registration.
     pub(super) fn ready(&mut self, tag: Tag, mut bits: u16) -> Ready {
-        if self.watch(tag).events & events::RDHUP == 0 {
-            // Reading was not asked for. See `wanted`.
+        if !self.watch(tag).reads() {
             bits &= !events::IN;
         }
         if tag == Tag::Urgent && self.main.state != State::Idle {
