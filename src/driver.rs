@@ -137,6 +137,7 @@ impl Driver {
 
     /// One turn. Returns how many events were dispatched. `idle` says whether the caller, too, has
     /// nothing to do.
+    #[inline(always)]
     pub(crate) fn turn(
         &mut self,
         timeout: Option<Duration>,
@@ -300,6 +301,7 @@ impl Driver {
     }
 
     /// The wait of a turn, after [`admit`](Driver::admit).
+    #[inline(always)]
     fn wait(&mut self, rest: Rest, timeout: Option<Duration>) -> io::Result<()> {
         if rest == Rest::Asleep {
             let waited = self.kernel.wait(timeout, &mut self.batch);

@@ -124,6 +124,7 @@ impl Instance {
         }
     }
 
+    #[inline(always)]
     pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
         self.refill();
         let result = self.ring.enter(want, timeout);
@@ -147,6 +148,7 @@ impl Instance {
 
     /// Hands over all requests and adds to `batch` what there is, for which it waits if `block` says
     /// so.
+    #[inline(always)]
     pub(super) fn serve(
         &mut self,
         block: bool,
@@ -163,22 +165,41 @@ impl Instance {
             counters.enters.add(1);
             result = self.enter(u32::from(block), timeout);
         }
-        let mut harvest = self.reap(batch);
+        let harvest = self.reap(batch);
         if self.ring.is_overflown() {
             counters.overflows.add(1);
         }
-        // Normally that was all. A harvest as large as one call can bring leaves work behind, and
-        // so does an overflow.
-        while result.is_ok()
-            && harvest > 0
-            && batch.len() < BATCH
-            && (harvest >= self.ring.harvest_limit() || self.ring.is_overflown())
-        {
-            counters.enters.add(1);
-            result = self.enter(0, None);
-            harvest = self.reap(batch);
+        if result.is_ok() && self.leaves_work(harvest) {
+            result = self.serve_rest(harvest, batch, counters);
         }
-        let Err(error) = result else { return Ok(()) };
+        result.or_else(|error| self.excuse(error))
+    }
+
+    /// Normally a harvest is all that there is. One as large as a call can bring leaves work behind, and
+    /// so does an overflow.
+    fn leaves_work(&self, harvest: u32) -> bool {
+        harvest > 0 && (harvest >= self.ring.harvest_limit() || self.ring.is_overflown())
+    }
+
+    #[inline(never)]
+    fn serve_rest(
+        &mut self,
+        mut harvest: u32,
+        batch: &mut Vec<Completion>,
+        counters: &Counters,
+    ) -> io::Result<()> {
+        while self.leaves_work(harvest) && batch.len() < BATCH {
+            counters.enters.add(1);
+            let result = self.enter(0, None);
+            harvest = self.reap(batch);
+            result?;
+        }
+        Ok(())
+    }
+
+    /// What a turn makes of that error.
+    #[cold]
+    fn excuse(&mut self, error: io::Error) -> io::Result<()> {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             // A signal, the end of the wait, or a shortage that the next turn tries anew.
             Some(Errno::INTR | Errno::TIME | Errno::AGAIN | Errno::BUSY) => Ok(()),
