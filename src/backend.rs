@@ -239,8 +239,10 @@ pub(crate) trait Kernel: Send + Sync {
     /// show.
     fn settle(&mut self) -> io::Result<bool>;
 
-    /// Expects many waits on this thread until [`unpin`](Kernel::unpin).
-    fn pin(&mut self) {}
+    /// Expects many waits on this thread until [`unpin`](Kernel::unpin). False if it did before.
+    fn pin(&mut self) -> bool {
+        false
+    }
 
     /// The reactor may move to another thread.
     fn unpin(&mut self) {}

@@ -705,8 +705,8 @@ impl Driver {
         self.kernel.descriptor()
     }
 
-    pub(crate) fn pin(&mut self) {
-        self.kernel.pin();
+    pub(crate) fn pin(&mut self) -> bool {
+        self.kernel.pin()
     }
 
     pub(crate) fn unpin(&mut self) {

@@ -17,7 +17,8 @@
 //! - [`Registration`] is the level below: it borrows a descriptor for the moment of `register`, and
 //!   answers with two edge-triggered streams of readiness.
 //! - [`Reactor`] takes turns, by [`block_on`](Reactor::block_on), by hand, or on a thread of its own
-//!   ([`Background`]). A [`Handle`] names it, on any thread.
+//!   ([`Background`]). A loop that stays on its thread makes it a [`LocalReactor`]. A [`Handle`] names
+//!   it, on any thread.
 //!
 //! ```
 //! use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -86,6 +87,7 @@ mod driver;
 mod error;
 mod handle;
 mod intake;
+mod local;
 mod metrics;
 mod reactor;
 mod ready;
@@ -115,6 +117,7 @@ pub use async_fd::{AsyncFd, NewError, ReadyGuard, WouldBlock};
 pub use background::{Background, Shutdown};
 pub use error::Error;
 pub use handle::{DefaultGuard, Handle, SetFallbackError, set_default, with_default};
+pub use local::LocalReactor;
 pub use metrics::Metrics;
 pub use reactor::{Backend, Builder, Reactor, Turn};
 pub use ready::{Interest, Ready};

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use uring_reactor::{Backend, Error, Handle, Interest, Reactor, Ready, Registration};
+use uring_reactor::{Backend, Error, Handle, Interest, LocalReactor, Reactor, Ready, Registration};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 
@@ -145,6 +145,30 @@ both_backends_in_child! {
         child.join();
         // The child has signalled the common eventfd.
         parents.check();
+    }
+
+    fn a_child_turns_and_drops_an_inherited_local_reactor(backend: Backend) {
+        let mut reactor = Some(reactor(backend).into_local());
+        let event = event_fd();
+        let registration = register_interest(&event, Interest::READABLE, reactor.as_ref().unwrap());
+        let serve = |reactor: &mut LocalReactor, rounds| {
+            for _ in 0..rounds {
+                signal(&event);
+                reactor.turn(Some(BOUND)).unwrap();
+                assert!(registration.take_read_ready().unwrap().is_some());
+            }
+        };
+        serve(reactor.as_mut().unwrap(), 200);
+        Child::run(|| drop(reactor.take())).join();
+        serve(reactor.as_mut().unwrap(), 200);
+        Child::run(|| {
+            // A ring of the child's, which arms everything anew; so an event more may come.
+            reactor.as_mut().unwrap().turn(ZERO).unwrap();
+            serve(reactor.as_mut().unwrap(), 200);
+            drop(reactor.take());
+        })
+        .join();
+        serve(reactor.as_mut().unwrap(), 200);
     }
 
     fn both_go_on_at_the_same_time(backend: Backend) {

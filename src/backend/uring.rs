@@ -425,9 +425,12 @@ impl Kernel for Uring {
         Ok(main && children && self.made.is_empty())
     }
 
-    fn pin(&mut self) {
-        self.pinned = true;
+    fn pin(&mut self) -> bool {
+        if std::mem::replace(&mut self.pinned, true) {
+            return false;
+        }
         self.waits = 0;
+        true
     }
 
     fn unpin(&mut self) {
@@ -568,6 +571,26 @@ mod tests {
         let file = std::fs::File::open("/proc/self/exe").unwrap();
         uring.arm(POLL, file.as_raw_fd(), events::IN, Tier::Far);
         assert_eq!(next(&mut uring), Completion::end(POLL, libc::EPERM));
+    }
+
+    #[test]
+    fn a_ring_is_in_its_thread_s_table_while_it_is_pinned() {
+        let mut uring = started();
+        let waits = |uring: &mut Uring| {
+            for _ in 0..=WAITS_BEFORE_REGISTERING {
+                uring.wait(NOW, &mut Vec::new()).unwrap();
+            }
+        };
+        waits(&mut uring);
+        assert!(!uring.instance.ring.is_registered());
+        assert!(uring.pin());
+        waits(&mut uring);
+        assert!(uring.instance.ring.is_registered());
+        assert!(!uring.pin(), "it stays where it is");
+        waits(&mut uring);
+        assert!(uring.instance.ring.is_registered());
+        uring.unpin();
+        assert!(!uring.instance.ring.is_registered());
     }
 
     #[test]

@@ -323,6 +323,11 @@ impl Ring {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_registered(&self) -> bool {
+        self.registered.is_some()
+    }
+
     pub(crate) fn unregister(&mut self) {
         if let Some(offset) = self.registered.take() {
             let mut update = RingUpdate {
