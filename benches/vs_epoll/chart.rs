@@ -18,7 +18,12 @@ const LEAST: f64 = 0.25;
 const MOST: f64 = 64.0;
 
 /// Who is not shown.
-const ASIDE: [&str; 3] = ["bare ring", "bare ring, lagged head", "own epoll backend"];
+const ASIDE: [&str; 4] = [
+    "bare ring",
+    "bare ring, lagged head",
+    "own, movable",
+    "own epoll backend",
+];
 
 const BETTER: &str = "#2f7d5b";
 const WORSE: &str = "#b5493a";

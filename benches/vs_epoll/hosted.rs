@@ -1,6 +1,6 @@
 //! A watcher on a thread of its own, for workloads that reach it from here.
 
-use crate::peers::{Remote, Shared};
+use crate::peers::{Make, Remote, Shared};
 use crate::system::{PATIENCE, Place, ThreadView, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -38,21 +38,20 @@ pub(crate) struct Hosted<W: Shared> {
 }
 
 impl<W: Shared> Hosted<W> {
-    pub(crate) fn new(mut watcher: W, mode: Mode) -> Hosted<W> {
-        let remote = watcher.remote();
+    pub(crate) fn new(watcher: impl Make<W>, mode: Mode) -> Hosted<W> {
         let state = Arc::new(State {
             command: AtomicU32::new(PAUSED),
             waits: AtomicUsize::new(0),
             events: AtomicUsize::new(0),
         });
-        let (send_view, view) = mpsc::channel();
+        let (send, started) = mpsc::channel();
         let shared = Arc::clone(&state);
         let thread = thread::spawn(move || {
             pin(Place::Measured);
-            send_view
-                .send(ThreadView::of_this_thread())
+            let mut watcher = watcher();
+            send.send((watcher.remote(), ThreadView::of_this_thread()))
                 .expect("the creator waits for it");
-            drop(send_view);
+            drop(send);
             loop {
                 match shared.command.load(Ordering::Acquire) {
                     ENDED => return,
@@ -72,9 +71,10 @@ impl<W: Shared> Hosted<W> {
                 }
             }
         });
+        let (remote, view) = started.recv().expect("the thread starts");
         Hosted {
             remote,
-            view: view.recv().expect("the thread starts"),
+            view,
             state,
             thread: Some(thread),
         }

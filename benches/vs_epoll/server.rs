@@ -1,7 +1,7 @@
 //! The side under test, where it is a server: on a thread of its own, whose CPU time is the measure.
 
 use crate::measure::Side;
-use crate::peers::{Want, Watcher};
+use crate::peers::{Make, Want, Watcher};
 use crate::runtimes::Runtime;
 use crate::services::Service;
 use crate::system::{Place, ThreadView, pin};
@@ -42,8 +42,8 @@ pub(crate) struct Server {
 
 impl Server {
     /// A server in a loop of its own.
-    pub(crate) fn bare<W: Watcher>(watcher: W, style: Style) -> Server {
-        Server::start(move |listener, control| Loop::new(watcher, listener, style).run(control))
+    pub(crate) fn bare<W: Watcher>(watcher: impl Make<W>, style: Style) -> Server {
+        Server::start(move |listener, control| Loop::new(watcher(), listener, style).run(control))
     }
 
     /// A server of tasks.

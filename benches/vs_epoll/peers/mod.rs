@@ -19,6 +19,8 @@ pub(crate) use ours::{Ours, Wakers};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     Ours,
+    /// One of ours that could move to another thread between two turns.
+    OursMovable,
     /// Our own epoll backend.
     OursOnEpoll,
     /// `epoll_wait` in a loop.
@@ -37,6 +39,7 @@ impl Contender for Peer {
     fn name(self) -> &'static str {
         match self {
             Peer::Ours => "uring-reactor",
+            Peer::OursMovable => "own, movable",
             Peer::OursOnEpoll => "own epoll backend",
             Peer::Epoll => "bare epoll",
             Peer::Ring => "bare ring",
@@ -59,7 +62,7 @@ pub(crate) enum Want {
 }
 
 /// A thing that waits for descriptors, edge-triggered. `key` is the caller's name for a descriptor.
-pub(crate) trait Watcher: Send + 'static {
+pub(crate) trait Watcher: 'static {
     /// May wait for its turn, the next `look` or `wait`, to become true.
     fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want);
 
@@ -102,6 +105,11 @@ pub(crate) trait Watcher: Send + 'static {
     }
 }
 
+/// Makes a watcher on the thread that it is going to wait on.
+pub(crate) trait Make<W>: FnOnce() -> W + Send + 'static {}
+
+impl<W, F: FnOnce() -> W + Send + 'static> Make<W> for F {}
+
 /// A watcher that other threads may register with.
 pub(crate) trait Shared: Watcher {
     type Remote: Remote;
@@ -125,36 +133,38 @@ pub(crate) trait Workload {
     /// How long ours looks for events before it sleeps.
     const SPIN: Duration = Duration::ZERO;
 
-    fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side>;
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side>;
 }
 
 /// A workload with another thread.
 pub(crate) trait SharedWorkload {
-    fn side<W: Shared>(&self, watcher: W) -> Box<dyn Side>;
+    fn side<W: Shared>(&self, watcher: impl Make<W>) -> Box<dyn Side>;
 }
 
 impl Peer {
     pub(crate) fn side<L: Workload>(self, workload: &L) -> Box<dyn Side> {
         match self {
-            Peer::Ours => workload.side(Ours::new(Backend::Uring, L::WAKERS, L::SPIN)),
-            Peer::OursOnEpoll => workload.side(Ours::new(Backend::Epoll, L::WAKERS, L::SPIN)),
-            Peer::Epoll => workload.side(epoll::Epoll::new()),
-            Peer::Ring => workload.side(ring::Ring::new(ring::Head::Exact)),
-            Peer::LaggedRing => workload.side(ring::Ring::new(ring::Head::Lagged)),
-            Peer::Mio => workload.side(mio::Mio::new()),
-            Peer::Polling => workload.side(polling::Polling::new()),
+            Peer::Ours => workload.side(|| Ours::new(Backend::Uring, L::WAKERS, L::SPIN)),
+            Peer::OursMovable => workload.side(|| Ours::movable(L::WAKERS)),
+            Peer::OursOnEpoll => workload.side(|| Ours::new(Backend::Epoll, L::WAKERS, L::SPIN)),
+            Peer::Epoll => workload.side(epoll::Epoll::new),
+            Peer::Ring => workload.side(|| ring::Ring::new(ring::Head::Exact)),
+            Peer::LaggedRing => workload.side(|| ring::Ring::new(ring::Head::Lagged)),
+            Peer::Mio => workload.side(mio::Mio::new),
+            Peer::Polling => workload.side(polling::Polling::new),
         }
     }
 
-    /// A bare ring takes nothing from other threads.
     pub(crate) fn shared_side(self, workload: &impl SharedWorkload) -> Box<dyn Side> {
         match self {
-            Peer::Ours => workload.side(Ours::shared(Backend::Uring)),
-            Peer::OursOnEpoll => workload.side(Ours::shared(Backend::Epoll)),
-            Peer::Epoll => workload.side(epoll::Epoll::new()),
-            Peer::Mio => workload.side(mio::Mio::new()),
-            Peer::Polling => workload.side(polling::Polling::new()),
-            Peer::Ring | Peer::LaggedRing => unreachable!("a ring belongs to one thread"),
+            Peer::Ours => workload.side(|| Ours::shared(Backend::Uring)),
+            Peer::OursOnEpoll => workload.side(|| Ours::shared(Backend::Epoll)),
+            Peer::Epoll => workload.side(epoll::Epoll::new),
+            Peer::Mio => workload.side(mio::Mio::new),
+            Peer::Polling => workload.side(polling::Polling::new),
+            Peer::Ring | Peer::LaggedRing | Peer::OursMovable => {
+                unreachable!("not a peer of such a workload")
+            }
         }
     }
 }

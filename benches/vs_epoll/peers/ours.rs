@@ -1,12 +1,14 @@
 //! This crate, below tasks: a registration a descriptor, with a waker in each.
 
 use super::{Remote, Shared, Want, Watcher};
+use std::io;
+use std::ops::Deref;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, RawWaker, RawWakerVTable, Wake, Waker};
 use std::time::Duration;
-use uring_reactor::{Backend, Handle, Interest, Reactor, Registration};
+use uring_reactor::{Backend, Handle, Interest, LocalReactor, Reactor, Registration, Turn};
 
 /// What the wakers do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +19,34 @@ pub(crate) enum Wakers {
     Enqueue,
 }
 
+/// Whether the reactor is kept where it is.
+enum Home {
+    Local(LocalReactor),
+    Movable(Reactor),
+}
+
+impl Home {
+    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<Turn> {
+        match self {
+            Home::Local(reactor) => reactor.turn(timeout),
+            Home::Movable(reactor) => reactor.turn(timeout),
+        }
+    }
+}
+
+impl Deref for Home {
+    type Target = Reactor;
+
+    fn deref(&self) -> &Reactor {
+        match self {
+            Home::Local(reactor) => reactor,
+            Home::Movable(reactor) => reactor,
+        }
+    }
+}
+
 pub(crate) struct Ours {
-    reactor: Reactor,
+    reactor: Home,
     handle: Handle,
     registrations: Vec<Option<Registration>>,
     kind: Wakers,
@@ -36,7 +64,20 @@ impl Ours {
 
     pub(crate) fn new(backend: Backend, kind: Wakers, spin: Duration) -> Ours {
         let reactor = Reactor::builder().backend(backend).spin(spin).build();
-        let reactor = reactor.expect("this system has the backend");
+        let reactor = reactor.expect("this system has the backend").into_local();
+        Ours::of(Home::Local(reactor), kind)
+    }
+
+    /// One that could be turned by another thread next time.
+    pub(crate) fn movable(kind: Wakers) -> Ours {
+        let reactor = Reactor::builder().backend(Backend::Uring).build();
+        Ours::of(
+            Home::Movable(reactor.expect("this system has the backend")),
+            kind,
+        )
+    }
+
+    fn of(reactor: Home, kind: Wakers) -> Ours {
         Ours {
             handle: reactor.handle(),
             reactor,

@@ -6,7 +6,7 @@ use super::Entry;
 use super::echo::request;
 use crate::load::ShortLived;
 use crate::measure::{Contest, Side};
-use crate::peers::{Peer, Wakers, Watcher, Workload};
+use crate::peers::{Make, Peer, Wakers, Watcher, Workload};
 use crate::server::{Loaded, Server, Style};
 
 const PEERS: [Peer; 5] = [
@@ -35,7 +35,7 @@ struct Churn;
 impl Workload for Churn {
     const WAKERS: Wakers = Wakers::Enqueue;
 
-    fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
         let server = Server::bare(watcher, Style::OneAnswer);
         let load = ShortLived::new(server.address, WIDTH, request(64));
         Box::new(Loaded { load, server })

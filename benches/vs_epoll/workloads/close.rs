@@ -5,7 +5,7 @@
 
 use super::Entry;
 use crate::measure::{Contest, Side, timed};
-use crate::peers::{Peer, Want, Watcher, Workload};
+use crate::peers::{Make, Peer, Want, Watcher, Workload};
 use crate::system::event_fds;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
@@ -42,9 +42,9 @@ struct Closing {
 }
 
 impl Workload for Closing {
-    fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
         Box::new(ClosingSide {
-            watcher,
+            watcher: watcher(),
             count: self.count as usize,
             numbers: Vec::new(),
         })

@@ -18,7 +18,7 @@
 use super::Entry;
 use super::dispatch::collect;
 use crate::measure::{Contender, Contest, Effort, PAIRS, Side, timed};
-use crate::peers::{Peer, Want, Watcher, Workload};
+use crate::peers::{Make, Peer, Want, Watcher, Workload};
 use crate::report::Row;
 use crate::system::{Dice, Signals, descriptors_to_spare, sockets};
 use std::collections::VecDeque;
@@ -286,7 +286,8 @@ struct Sparse {
 }
 
 impl Workload for Sparse {
-    fn side<W: Watcher>(&self, mut watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
+        let mut watcher = watcher();
         let members = self.crowd.join(&mut watcher);
         Box::new(SparseSide {
             watcher,
@@ -319,7 +320,8 @@ struct Busy {
 }
 
 impl Workload for Busy {
-    fn side<W: Watcher>(&self, mut watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
+        let mut watcher = watcher();
         let members = self.crowd.join(&mut watcher);
         Box::new(BusySide {
             watcher,
@@ -370,7 +372,8 @@ struct Among {
 }
 
 impl Workload for Among {
-    fn side<W: Watcher>(&self, mut watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
+        let mut watcher = watcher();
         let members = self.crowd.join(&mut watcher);
         Box::new(AmongSide {
             watcher,

@@ -8,17 +8,18 @@
 
 use super::Entry;
 use crate::measure::{Contest, Effort, Side, timed};
-use crate::peers::{Peer, Want, Watcher, Workload};
+use crate::peers::{Make, Peer, Want, Watcher, Workload};
 use crate::report::Row;
 use crate::system::Signals;
 use std::time::Duration;
 
-const PEERS: [Peer; 6] = [
+const PEERS: [Peer; 7] = [
     Peer::Epoll,
     Peer::Mio,
     Peer::Polling,
     Peer::Ring,
     Peer::LaggedRing,
+    Peer::OursMovable,
     Peer::OursOnEpoll,
 ];
 
@@ -68,7 +69,8 @@ struct Dispatch {
 }
 
 impl Workload for Dispatch {
-    fn side<W: Watcher>(&self, mut watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
+        let mut watcher = watcher();
         let count = self.count as usize;
         let (signals, want) = match self.kind {
             Kind::EventFd | Kind::Polled => (Signals::event_fds(count), Want::Read),

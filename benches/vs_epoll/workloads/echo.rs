@@ -8,7 +8,7 @@
 use super::Entry;
 use crate::load::KeptAlive;
 use crate::measure::{Contest, Side};
-use crate::peers::{Peer, Wakers, Watcher, Workload};
+use crate::peers::{Make, Peer, Wakers, Watcher, Workload};
 use crate::server::{Loaded, Server, Style};
 
 const PEERS: [Peer; 5] = [
@@ -52,7 +52,7 @@ struct Echo {
 impl Workload for Echo {
     const WAKERS: Wakers = Wakers::Enqueue;
 
-    fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
         let server = Server::bare(watcher, Style::Keep);
         let load = KeptAlive::connect(server.address, self.clients, request(self.size));
         Box::new(Loaded { load, server })

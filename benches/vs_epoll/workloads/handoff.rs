@@ -15,7 +15,7 @@
 use super::Entry;
 use crate::hosted::{Hosted, Mode, spin_until};
 use crate::measure::{Contest, Effort, Side, timed};
-use crate::peers::{Peer, Remote, Shared, SharedWorkload, Want};
+use crate::peers::{Make, Peer, Remote, Shared, SharedWorkload, Want};
 use crate::report::Row;
 use crate::system::Signals;
 use std::time::Duration;
@@ -75,7 +75,7 @@ fn run(name: &str, workload: Handoff, effort: &Effort) -> Vec<Row> {
 }
 
 impl SharedWorkload for Handoff {
-    fn side<W: Shared>(&self, watcher: W) -> Box<dyn Side> {
+    fn side<W: Shared>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
         let mut side = HandoffSide {
             host: Hosted::new(watcher, self.mode),
             signals: Signals::event_fds(self.burst),

@@ -2,7 +2,7 @@
 
 use super::Entry;
 use crate::measure::{Contest, Side, timed};
-use crate::peers::{Peer, Want, Watcher, Workload};
+use crate::peers::{Make, Peer, Want, Watcher, Workload};
 use crate::system::Signals;
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ pub(super) fn entries() -> Vec<Entry> {
 struct Idle;
 
 impl Workload for Idle {
-    fn side<W: Watcher>(&self, mut watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
+        let mut watcher = watcher();
         let signals = Signals::event_fds(REGISTERED);
         for key in 0..REGISTERED {
             watcher.add(key, signals.get(key), Want::Read);

@@ -11,7 +11,7 @@
 use super::Entry;
 use crate::allocator;
 use crate::measure::{Contender, Side, Spread, median};
-use crate::peers::{Peer, Want, Watcher, Workload};
+use crate::peers::{Make, Peer, Want, Watcher, Workload};
 use crate::report::{Row, Unit};
 use crate::runtimes::Runtime;
 use crate::system::{descriptors_to_spare, event_fds};
@@ -157,7 +157,8 @@ struct Registered {
 }
 
 impl Workload for Registered {
-    fn side<W: Watcher>(&self, mut watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
+        let mut watcher = watcher();
         let count = if watcher.shares_descriptors() {
             self.size
         } else {

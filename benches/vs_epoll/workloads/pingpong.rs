@@ -7,7 +7,7 @@
 use super::Entry;
 use super::echo::request;
 use crate::measure::{Contender, Effort, Side, Spread, order, percentile, timed};
-use crate::peers::{Peer, Wakers, Watcher, Workload};
+use crate::peers::{Make, Peer, Wakers, Watcher, Workload};
 use crate::report::{Row, Unit};
 use crate::server::{Server, Style};
 use std::cell::RefCell;
@@ -109,7 +109,7 @@ impl<const SPINS: bool> Workload for PingPong<SPINS> {
     const WAKERS: Wakers = Wakers::Enqueue;
     const SPIN: Duration = if SPINS { SPIN } else { Duration::ZERO };
 
-    fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
         let server = Server::bare(watcher, Style::Keep);
         let stream = TcpStream::connect(server.address).expect("the server has room");
         stream.set_nodelay(true).expect("a TCP socket can be");

@@ -5,7 +5,7 @@
 use super::Entry;
 use super::dispatch::collect;
 use crate::measure::{Contest, Side, timed};
-use crate::peers::{Peer, Want, Watcher, Workload};
+use crate::peers::{Make, Peer, Want, Watcher, Workload};
 use crate::system::Signals;
 use std::time::Duration;
 
@@ -42,9 +42,9 @@ struct Registering {
 }
 
 impl Workload for Registering {
-    fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
         let mut side = ComeAndGo {
-            watcher,
+            watcher: watcher(),
             signals: Signals::event_fds(self.count as usize),
         };
         side.check();

@@ -8,7 +8,7 @@ use super::Entry;
 use super::echo::request;
 use crate::load::{KeptAlive, ShortLived};
 use crate::measure::{Contender, Effort, Side, Spread, has_room, median};
-use crate::peers::{Peer, Wakers, Watcher, Workload};
+use crate::peers::{Make, Peer, Wakers, Watcher, Workload};
 use crate::report::{Row, Unit};
 use crate::server::{Load, Server, Style};
 use std::cell::Cell;
@@ -86,7 +86,7 @@ struct Counting {
 impl Workload for Counting {
     const WAKERS: Wakers = Wakers::Enqueue;
 
-    fn side<W: Watcher>(&self, watcher: W) -> Box<dyn Side> {
+    fn side<W: Watcher>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
         match self.kind {
             Kind::Echo { clients } => {
                 let server = Server::bare(watcher, Style::Keep);

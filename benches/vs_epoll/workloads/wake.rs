@@ -6,7 +6,7 @@
 use super::Entry;
 use crate::hosted::{Hosted, Mode, spin_until};
 use crate::measure::{Contest, Side, timed};
-use crate::peers::{Peer, Remote, Shared, SharedWorkload};
+use crate::peers::{Make, Peer, Remote, Shared, SharedWorkload};
 use crate::runtimes::Runtime;
 use crate::system::{Place, ThreadView, pin};
 use std::future::poll_fn;
@@ -44,7 +44,7 @@ pub(super) fn entries() -> Vec<Entry> {
 struct Waking;
 
 impl SharedWorkload for Waking {
-    fn side<W: Shared>(&self, watcher: W) -> Box<dyn Side> {
+    fn side<W: Shared>(&self, watcher: impl Make<W>) -> Box<dyn Side> {
         let host = Hosted::new(watcher, Mode::Parked);
         host.start();
         Box::new(WakingSide { host })
