@@ -165,11 +165,10 @@ impl Driver {
         } else {
             self.spin(timeout, &mut ended, &idle)?
         };
-        let mut rest = self.admit(timeout, ended, true, &idle);
+        let rest = self.admit(timeout, ended, true, &idle);
         let mut waited = self.wait(rest, timeout);
         if rest == Rest::Glance && self.batch.is_empty() && waited.is_ok() {
-            rest = self.admit(timeout, ended, false, &idle);
-            waited = self.wait(rest, timeout);
+            waited = self.wait_after_all(timeout, ended, &idle);
         }
         events += self.dispatch();
         self.recover();
@@ -312,6 +311,18 @@ impl Driver {
         }
     }
 
+    /// A glance has found nothing, and so the turn may sleep.
+    #[cold]
+    fn wait_after_all(
+        &mut self,
+        timeout: Option<Duration>,
+        ended: bool,
+        idle: impl Fn() -> bool,
+    ) -> io::Result<()> {
+        let rest = self.admit(timeout, ended, false, idle);
+        self.wait(rest, timeout)
+    }
+
     /// Drains the intake, and parks if there is a reason to sleep and none not to. `ended` says that
     /// a registration has ended in this turn already, `glance` that news from the kernel is such a
     /// reason.
@@ -352,16 +363,23 @@ impl Driver {
     }
 
     /// Drains the intake. True if there was anything in it, perhaps one that ends.
+    #[inline]
     fn attend_all(&mut self) -> bool {
+        let news = !self.shared.intake.is_empty();
+        if news {
+            self.attend_each();
+        }
+        news
+    }
+
+    #[inline(never)]
+    fn attend_each(&mut self) {
         let mut count = 0_usize;
         for source in self.shared.intake.drain() {
             count += 1;
             self.attend(source);
         }
-        if count > 0 {
-            self.crowded = count > 1;
-        }
-        count > 0
+        self.crowded = count > 1;
     }
 
     /// What is wanted of a source from the intake, which the scout has no part in any more.
@@ -659,10 +677,15 @@ impl Driver {
     }
 
     /// Reconciles every slot that has lost something.
+    #[inline]
     fn recover(&mut self) {
-        if self.ended.is_empty() && self.haunted.is_empty() {
-            return;
+        if !self.ended.is_empty() || !self.haunted.is_empty() {
+            self.recover_each();
         }
+    }
+
+    #[inline(never)]
+    fn recover_each(&mut self) {
         // A slot may be here twice, and may be gone the second time.
         let mut ended = std::mem::take(&mut self.ended);
         for index in ended.drain(..) {

@@ -303,15 +303,15 @@ impl Kernel for Uring {
     }
 
     fn standing(&self) -> Standing {
-        if self.instance.process != process::generation() {
+        let instance = &self.instance;
+        if instance.process != process::generation() {
             Standing::Inherited
-        } else if self.instance.ended {
-            Standing::Lost
-        } else if self.instance.owner.is_none() {
+        } else if instance.owner.is_none() && !instance.ended {
             Standing::New
-        } else if self.instance.broken
+        } else if instance.owner != Some(process::thread())
+            || instance.ended
+            || instance.broken
             || self.children.are_broken()
-            || self.instance.owner != Some(process::thread())
         {
             Standing::Lost
         } else {

@@ -188,7 +188,20 @@ impl Children {
     }
 
     /// Hands over what the children have to hand over, and takes what they have to say.
+    #[inline]
     pub(super) fn serve(
+        &mut self,
+        batch: &mut Vec<Completion>,
+        counters: &Counters,
+    ) -> io::Result<()> {
+        if self.rings.is_empty() {
+            return Ok(());
+        }
+        self.serve_all(batch, counters)
+    }
+
+    #[inline(never)]
+    fn serve_all(
         &mut self,
         batch: &mut Vec<Completion>,
         counters: &Counters,
@@ -204,11 +217,14 @@ impl Children {
 
     /// From now on the children call. False, and they do not, if one has something to hand over or to
     /// say already.
+    #[inline]
     #[must_use]
     pub(super) fn listen(&self) -> bool {
-        if self.rings.is_empty() {
-            return true;
-        }
+        self.rings.is_empty() || self.all_listen()
+    }
+
+    #[inline(never)]
+    fn all_listen(&self) -> bool {
         self.mute(false);
         // Between the unmuting and the look. Pairs with the kernel's side.
         fence(Ordering::SeqCst);

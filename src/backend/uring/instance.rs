@@ -96,7 +96,15 @@ impl Instance {
         }
     }
 
+    #[inline]
     fn refill(&mut self) {
+        if !self.backlog.is_empty() {
+            self.refill_from_backlog();
+        }
+    }
+
+    #[cold]
+    fn refill_from_backlog(&mut self) {
         while self.ring.free() > 0
             && let Some(entry) = self.backlog.pop_front()
         {

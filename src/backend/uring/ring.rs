@@ -251,11 +251,12 @@ impl Ring {
         let tail = self.view.tail().load(Ordering::Acquire);
         let count = tail.wrapping_sub(self.consumed);
         let mut ended = 0;
-        batch.extend((0..count).map(|offset| {
+        batch.reserve(count as usize);
+        for offset in 0..count {
             let completion = self.view.completion(self.consumed.wrapping_add(offset));
             ended += u32::from(completion.ends_poll());
-            completion
-        }));
+            batch.push(completion);
+        }
         if count > 0 {
             self.consumed = tail;
             // Release: the entries have been read.
@@ -310,6 +311,7 @@ impl Ring {
     /// Spares the kernel the look-up of the ring's descriptor, on this thread alone. The ring cannot
     /// be freed before [`unregister`](Ring::unregister), which only this thread can call. Since
     /// Linux 5.18; where it fails, nothing is lost.
+    #[cold]
     pub(crate) fn register(&mut self) {
         if self.registered.is_none() {
             let mut update = RingUpdate {
