@@ -1,12 +1,12 @@
 //! This crate, below tasks: a registration a descriptor, with a waker in each.
 
 use super::{Remote, Shared, Want, Watcher};
+use std::cell::UnsafeCell;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, RawWaker, RawWakerVTable, Wake, Waker};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 use std::time::Duration;
 use uring_reactor::{Backend, Handle, Interest, LocalReactor, Reactor, Registration, Turn};
 
@@ -51,7 +51,7 @@ pub(crate) struct Ours {
     registrations: Vec<Option<Registration>>,
     kind: Wakers,
     wakers: Vec<Waker>,
-    queue: Arc<Queue>,
+    queue: &'static Queue,
     calls: &'static AtomicUsize,
     settled: u64,
     closed: u64,
@@ -84,7 +84,7 @@ impl Ours {
             registrations: Vec::new(),
             kind,
             wakers: Vec::new(),
-            queue: Arc::default(),
+            queue: Box::leak(Box::new(Queue::new())),
             calls: Box::leak(Box::default()),
             settled: 0,
             closed: 0,
@@ -105,9 +105,9 @@ impl Ours {
             }
             Wakers::Enqueue => {
                 for key in self.wakers.len()..=key {
-                    let queue = Arc::clone(&self.queue);
-                    self.wakers
-                        .push(Waker::from(Arc::new(Enqueue { key, queue })));
+                    let queue = self.queue;
+                    let enqueue = Box::leak(Box::new(Enqueue { key, queue }));
+                    self.wakers.push(enqueuing_waker(enqueue));
                 }
                 &self.wakers[key]
             }
@@ -270,45 +270,75 @@ impl Remote for Elsewhere {
     }
 }
 
-/// The keys of tasks that were woken.
-#[derive(Debug, Default)]
+/// The keys of tasks that were woken. As an executor of one thread keeps them: without a lock.
 struct Queue {
-    keys: Mutex<Vec<usize>>,
+    owner: usize,
+    keys: UnsafeCell<Vec<usize>>,
 }
 
+// SAFETY: `with` lets nobody but the thread that made it come to the keys.
+unsafe impl Sync for Queue {}
+
 impl Queue {
+    fn new() -> Queue {
+        Queue {
+            owner: this_thread(),
+            keys: UnsafeCell::new(Vec::new()),
+        }
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut Vec<usize>) -> R) -> R {
+        assert_eq!(self.owner, this_thread(), "wakers are called by turns");
+        // SAFETY: this is the only thread that comes here, and `act`, which is one of those below, does
+        // not come back.
+        act(unsafe { &mut *self.keys.get() })
+    }
+
     fn push(&self, key: usize) {
-        self.keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(key);
+        self.with(|keys| keys.push(key));
     }
 
     fn take(&self, into: &mut Vec<usize>) {
-        into.append(&mut self.keys.lock().unwrap_or_else(PoisonError::into_inner));
+        self.with(|keys| into.append(keys));
     }
 
     fn is_empty(&self) -> bool {
-        self.keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
+        self.with(|keys| keys.is_empty())
     }
+}
+
+/// Another number on each thread that lives.
+fn this_thread() -> usize {
+    thread_local! {
+        static HERE: u8 = const { 0 };
+    }
+    HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
 struct Enqueue {
     key: usize,
-    queue: Arc<Queue>,
+    queue: &'static Queue,
 }
 
-impl Wake for Enqueue {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
+/// As `counting_waker`, for wakers that are told apart.
+fn enqueuing_waker(enqueue: &'static Enqueue) -> Waker {
+    const TABLE: RawWakerVTable = RawWakerVTable::new(
+        |enqueue| RawWaker::new(enqueue, &TABLE),
+        push,
+        push,
+        |_enqueue| {},
+    );
+
+    fn push(enqueue: *const ()) {
+        // SAFETY: `enqueuing_waker` made it of a reference that lives for ever.
+        let Enqueue { key, queue } = unsafe { &*enqueue.cast::<Enqueue>() };
+        queue.push(*key);
     }
 
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.queue.push(self.key);
-    }
+    let enqueue = std::ptr::from_ref(enqueue).cast();
+    // SAFETY: the functions may be called on any thread, any number of times: what they refer to lives
+    // for ever, and is `Sync`.
+    unsafe { Waker::from_raw(RawWaker::new(enqueue, &TABLE)) }
 }
 
 /// The cheapest waker there is that does something: what it costs is the executor's affair, and not

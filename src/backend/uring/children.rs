@@ -201,11 +201,7 @@ impl Children {
     }
 
     #[inline(never)]
-    fn serve_all(
-        &mut self,
-        batch: &mut Vec<Completion>,
-        counters: &Counters,
-    ) -> io::Result<()> {
+    fn serve_all(&mut self, batch: &mut Vec<Completion>, counters: &Counters) -> io::Result<()> {
         let mut result = Ok(());
         for child in &mut self.rings {
             if child.has_requests() || child.has_news() {
