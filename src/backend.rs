@@ -239,7 +239,8 @@ pub(crate) trait Kernel: Send + Sync {
     /// show.
     fn settle(&mut self) -> io::Result<bool>;
 
-    /// Expects many waits on this thread until [`unpin`](Kernel::unpin). False if it did before.
+    /// Expects many waits on this thread until [`unpin`](Kernel::unpin). False if it did before, or if it
+    /// makes no difference.
     fn pin(&mut self) -> bool {
         false
     }

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 /// A [`Reactor`] that stays on the thread that made it one, and takes cheaper turns for that.
 ///
-/// Each `io_uring_enter` looks the ring's descriptor up, and counts itself among its users. A thread can
-/// spare the kernel that with a table of its own rings (`IORING_REGISTER_RING_FDS`, Linux 5.18;
-/// `io_uring_register(2)`): a tenth of a turn with one event. But no other thread can take a ring out
-/// of that table, and while it is there every registered file is held. A [`Reactor`] may leave its
-/// thread at any time, so it uses the table in [`block_on`](Reactor::block_on) and
-/// [`background`](Reactor::background) alone. This one is not `Send`, and uses it always.
+/// Each `io_uring_enter` looks up the ring's descriptor. A table of the thread's own rings spares the
+/// kernel that (`IORING_REGISTER_RING_FDS`, Linux 5.18; `io_uring_register(2)`), which makes a turn with
+/// one event a tenth cheaper. But no other thread can take a ring out of that table, and as long as it is
+/// in there every registered file is held. A [`Reactor`] may leave its thread between any two turns, so it
+/// uses the table in [`block_on`](Reactor::block_on) and [`background`](Reactor::background) alone. This
+/// one is not `Send`, and uses it for every turn.
 ///
 /// All that a shared reference to a reactor offers is there by `Deref`. Handles and registrations go to
 /// any thread, as ever.
@@ -43,7 +43,7 @@ use std::time::Duration;
 ///
 /// It stays where it is:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// # fn main() -> std::io::Result<()> {
 /// let reactor = uring_reactor::Reactor::new()?.into_local();
 /// std::thread::spawn(move || drop(reactor));
@@ -57,7 +57,7 @@ use std::time::Duration;
 /// [`Reactor`]. On epoll nothing differs.
 pub struct LocalReactor {
     reactor: Reactor,
-    _not_send: PhantomData<*const ()>,
+    bound_to_thread: PhantomData<*const ()>,
 }
 
 impl LocalReactor {
@@ -65,7 +65,7 @@ impl LocalReactor {
         reactor.driver_mut().pin();
         LocalReactor {
             reactor,
-            _not_send: PhantomData,
+            bound_to_thread: PhantomData,
         }
     }
 

@@ -128,7 +128,6 @@ impl Entries {
     }
 
     /// Adds what is ready to `batch`. Returns how many events there were.
-    #[inline(always)]
     pub(crate) fn wait(
         &mut self,
         timeout: Option<Duration>,
