@@ -3,6 +3,7 @@
 use super::{Remote, Shared, Want, Watcher};
 use std::cell::UnsafeCell;
 use std::io;
+use std::marker::PhantomData;
 use std::ops::Deref;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -99,7 +100,7 @@ impl Ours {
         match self.kind {
             Wakers::Count => {
                 if self.wakers.is_empty() {
-                    self.wakers.push(counting_waker(self.calls));
+                    self.wakers.push(waker(self.calls));
                 }
                 &self.wakers[0]
             }
@@ -107,7 +108,7 @@ impl Ours {
                 for key in self.wakers.len()..=key {
                     let queue = self.queue;
                     let enqueue = Box::leak(Box::new(Enqueue { key, queue }));
-                    self.wakers.push(enqueuing_waker(enqueue));
+                    self.wakers.push(waker(&*enqueue));
                 }
                 &self.wakers[key]
             }
@@ -315,52 +316,51 @@ fn this_thread() -> usize {
     HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
+/// What a waker calls.
+trait Call: Sync {
+    fn call(&self);
+}
+
 struct Enqueue {
     key: usize,
     queue: &'static Queue,
 }
 
-/// As `counting_waker`, for wakers that are told apart.
-fn enqueuing_waker(enqueue: &'static Enqueue) -> Waker {
-    const TABLE: RawWakerVTable = RawWakerVTable::new(
-        |enqueue| RawWaker::new(enqueue, &TABLE),
-        push,
-        push,
-        |_enqueue| {},
-    );
-
-    fn push(enqueue: *const ()) {
-        // SAFETY: `enqueuing_waker` made it of a reference that lives for ever.
-        let Enqueue { key, queue } = unsafe { &*enqueue.cast::<Enqueue>() };
-        queue.push(*key);
+impl Call for Enqueue {
+    fn call(&self) {
+        self.queue.push(self.key);
     }
+}
 
-    let enqueue = std::ptr::from_ref(enqueue).cast();
-    // SAFETY: the functions may be called on any thread, any number of times: what they refer to lives
-    // for ever, and is `Sync`.
-    unsafe { Waker::from_raw(RawWaker::new(enqueue, &TABLE)) }
+impl Call for AtomicUsize {
+    fn call(&self) {
+        // The one workload that reads it has its wakers called by one thread. So it needs no locked
+        // instruction, which would be a quarter of what is measured there.
+        self.store(self.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
 }
 
 /// The cheapest waker there is that does something: what it costs is the executor's affair, and not
 /// what is measured here.
-fn counting_waker(calls: &'static AtomicUsize) -> Waker {
-    const TABLE: RawWakerVTable = RawWakerVTable::new(
-        |calls| RawWaker::new(calls, &TABLE),
-        count,
-        count,
-        |_calls| {},
-    );
+fn waker<C: Call>(called: &'static C) -> Waker {
+    struct Table<C>(PhantomData<C>);
 
-    fn count(calls: *const ()) {
-        // SAFETY: `counting_waker` made it of a reference that lives for ever.
-        let calls = unsafe { &*calls.cast::<AtomicUsize>() };
-        // The one workload that reads it has its wakers called by one thread. So it needs no locked
-        // instruction, which would be a quarter of what is measured there.
-        calls.store(calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    impl<C: Call> Table<C> {
+        const TABLE: &'static RawWakerVTable = &RawWakerVTable::new(
+            |called| RawWaker::new(called, Table::<C>::TABLE),
+            Table::<C>::call,
+            Table::<C>::call,
+            |_called| {},
+        );
+
+        fn call(called: *const ()) {
+            // SAFETY: `waker` made it of a reference to such a one that lives for ever.
+            unsafe { &*called.cast::<C>() }.call();
+        }
     }
 
-    let calls = std::ptr::from_ref(calls).cast();
-    // SAFETY: the functions may be called on any thread, any number of times: they know nothing but
-    // an atomic that lives for ever.
-    unsafe { Waker::from_raw(RawWaker::new(calls, &TABLE)) }
+    let called = std::ptr::from_ref(called).cast();
+    // SAFETY: the functions may be called on any thread, any number of times: what they refer to lives
+    // for ever, and is `Sync`.
+    unsafe { Waker::from_raw(RawWaker::new(called, Table::<C>::TABLE)) }
 }
