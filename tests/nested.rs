@@ -4,26 +4,12 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
-use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 use uring_reactor::{Backend, Interest, Reactor, Ready, Registration};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
-
-/// The outer loop: waits until the descriptor is readable.
-fn is_readable(reactor: &impl AsFd, timeout: Duration) -> bool {
-    let mut descriptors = [PollFd::new(reactor, PollFlags::IN)];
-    let timeout = timeout.try_into().unwrap();
-    loop {
-        match poll(&mut descriptors, Some(&timeout)) {
-            Ok(ready) => return ready == 1,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
 
 /// Turns until it reports nothing, as an outer loop would.
 fn serve(reactor: &mut Reactor) {

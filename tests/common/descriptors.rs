@@ -1,7 +1,7 @@
 //! Pairs of descriptors: one to register, one to make it ready with. All are non-blocking.
 
 use super::BOUND;
-use rustix::event::EventfdFlags;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, poll};
 use rustix::net::SendFlags;
 use rustix::pty::OpenptFlags;
 use std::fs::File;
@@ -166,4 +166,18 @@ pub(crate) fn get(mut io: impl Read, bytes: &[u8]) {
     let mut buffer = vec![0; bytes.len()];
     io.read_exact(&mut buffer).unwrap();
     assert_eq!(buffer, bytes);
+}
+
+/// Waits until there is something to read, as an outer loop does for a reactor's descriptor. False if
+/// there is not in time.
+pub(crate) fn is_readable(io: &impl AsFd, timeout: Duration) -> bool {
+    let mut descriptors = [PollFd::new(io, PollFlags::IN)];
+    let timeout = timeout.try_into().unwrap();
+    loop {
+        match poll(&mut descriptors, Some(&timeout)) {
+            Ok(ready) => return ready == 1,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
