@@ -10,6 +10,9 @@ use crate::system::descriptors_to_spare;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+/// What is to be known of a median, as a part of it.
+const PRECISION: f64 = 0.01;
+
 /// How much time a run takes for each figure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Effort {
@@ -17,6 +20,8 @@ pub(crate) struct Effort {
     round: Duration,
     /// For all rounds of all sides that are measured together.
     budget: Duration,
+    /// The same, where a ratio is not known to `PRECISION` by then.
+    limit: Duration,
     least_rounds: usize,
     most_rounds: usize,
     /// Only our side takes rounds, and nothing is compared: for a profiler.
@@ -28,6 +33,7 @@ impl Effort {
     pub(crate) const SMOKE: Effort = Effort {
         round: Duration::from_millis(1),
         budget: Duration::from_millis(50),
+        limit: Duration::from_millis(50),
         least_rounds: 3,
         most_rounds: 5,
         alone: false,
@@ -35,6 +41,7 @@ impl Effort {
     pub(crate) const SHORT: Effort = Effort {
         round: Duration::from_millis(4),
         budget: Duration::from_millis(2500),
+        limit: Duration::from_secs(6),
         least_rounds: 15,
         most_rounds: 301,
         alone: false,
@@ -42,8 +49,9 @@ impl Effort {
     pub(crate) const FULL: Effort = Effort {
         round: Duration::from_millis(8),
         budget: Duration::from_secs(6),
+        limit: Duration::from_secs(24),
         least_rounds: 25,
-        most_rounds: 501,
+        most_rounds: 1001,
         alone: false,
     };
     pub(crate) const ALONE: Effort = Effort {
@@ -58,6 +66,13 @@ impl Effort {
             || rounds >= self.least_rounds && spent >= self.budget
             // On a machine that has much else to do, nothing is gained by insisting.
             || rounds >= 3 && spent >= 4 * self.budget
+    }
+
+    fn is_precise(&self, rounds: &[Vec<f64>], spent: Duration) -> bool {
+        let ratios = |side: usize| rounds.iter().map(move |times| times[side] / times[0]);
+        rounds.len() >= self.most_rounds
+            || spent >= self.limit
+            || (1..rounds[0].len()).all(|side| uncertainty(ratios(side).collect()) < PRECISION)
     }
 
     fn share(self, parts: usize) -> Effort {
@@ -184,7 +199,9 @@ pub(crate) fn take_rounds(mut sides: Vec<Box<dyn Side>>, effort: &Effort) -> Vec
 
     let begun = Instant::now();
     let mut rounds: Vec<Vec<f64>> = Vec::new();
-    while !effort.is_enough(rounds.len(), begun.elapsed()) {
+    while !effort.is_enough(rounds.len(), begun.elapsed())
+        || !effort.is_precise(&rounds, begun.elapsed())
+    {
         let mut times = vec![0.0; sides.len()];
         for index in order(rounds.len(), sides.len()) {
             let time = sides[index].run(iterations);
@@ -267,6 +284,16 @@ impl Spread {
 
 pub(crate) fn median(values: Vec<f64>) -> f64 {
     Spread::of(values).median
+}
+
+/// Half of the interval that has the true median in it with a confidence of 95 percent, as a part of the
+/// median. By ranks, so nothing is supposed of how the values are distributed.
+fn uncertainty(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let middle = (values.len() - 1) as f64 / 2.0;
+    let reach = 0.98 * (values.len() as f64).sqrt();
+    let at = |rank: f64| values[rank.clamp(0.0, 2.0 * middle).round() as usize];
+    (at(middle + reach) - at(middle - reach)) / 2.0 / at(middle)
 }
 
 /// Of sorted values, interpolated between the two that are nearest.

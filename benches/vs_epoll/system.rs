@@ -128,6 +128,11 @@ pub(crate) fn processors() -> &'static [usize] {
     })
 }
 
+/// Whether there are enough processors for every place to be another one.
+pub(crate) fn separate_places() -> bool {
+    processors().len() > 1
+}
+
 /// Binds this thread to a processor of its own, if there are enough.
 pub(crate) fn pin(place: Place) {
     if let [first, .., last] = *processors() {
