@@ -403,7 +403,7 @@ impl<T> AsyncFd<T> {
         io: impl FnOnce(&T) -> io::Result<R>,
     ) -> io::Result<R> {
         let source = self.source();
-        let Some(event) = source.peek(interest)? else {
+        let Some(event) = source.peek(interest).transpose()? else {
             return Err(WouldBlock::new().into());
         };
         let outcome = io(&self.io);

@@ -29,6 +29,10 @@
 //! the cell over and calls the task whose waker it replaces. Nobody is forgotten.
 //! (`two_polls_of_one_direction_against_dispatch`, `a_replaced_waker_against_dispatch`)
 //!
+//! *A task is answered and waits again while the dispatch is still at its cell.* It meets `BUSY` and has
+//! itself called, or it finds the cell as the dispatch has left it.
+//! (`a_task_that_waits_again_against_its_dispatch`)
+//!
 //! *A task means to leave the cell to another, and an edge comes while it looks.* The dispatch meets
 //! `BUSY` and leaves the cell's task to whoever set it. That one, before it gives the cell back, sees
 //! the edge and calls. (`a_wait_that_yields_against_dispatch`, `a_wait_that_yields_against_the_end`)
@@ -79,7 +83,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::task::{Poll, Waker};
 use waiters::Waiters;
-use word::{Direction, End, Word};
+use word::{Direction, End, News, Word};
 
 /// The value of `slot` while the source has none.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
@@ -113,8 +117,10 @@ pub(crate) struct Event {
 }
 
 /// How [`Source::park`] ended.
-enum Parked<R> {
-    Ready(R),
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parked {
+    /// There is news, or was: to be looked at again.
+    News,
     Waiting,
     /// The cell serves another task, which was not to be disturbed.
     Occupied,
@@ -229,12 +235,8 @@ impl Source {
     }
 
     /// Looks at what answers `interest` without taking it.
-    pub(crate) fn peek(&self, interest: Interest) -> io::Result<Option<Event>> {
-        let word = self.load();
-        match observe(word, interest) {
-            Some((_, outcome)) => outcome.map(Some).map_err(error),
-            None => Ok(None),
-        }
+    pub(crate) fn peek(&self, interest: Interest) -> Option<io::Result<Event>> {
+        observe(self.load(), interest).map(|outcome| outcome.map_err(error))
     }
 
     /// A waiter of [`poll_shared`](Published::poll_shared) gives up its place.
@@ -253,36 +255,33 @@ impl Source {
 
     /// Waits until the kernel holds the file no more.
     pub(crate) fn poll_released(&self, waker: &Waker) -> Poll<()> {
-        let outcome = self.park(Direction::Read, waker, Contention::Replace, |word| {
-            word.released().then_some((word, ()))
-        });
-        match outcome {
-            Parked::Ready(()) => Poll::Ready(()),
+        match self.park(Direction::Read, waker, Contention::Replace, News::RELEASE) {
+            Parked::News => Poll::Ready(()),
             Parked::Waiting | Parked::Occupied => Poll::Pending,
         }
     }
 
-    /// `done(word)`, or the waker into the direction's cell.
-    fn park<R>(
+    /// Leaves the waker in the direction's cell, unless there is news.
+    fn park(
         &self,
         direction: Direction,
         waker: &Waker,
         contention: Contention,
-        done: impl Fn(Word) -> Option<(Word, R)>,
-    ) -> Parked<R> {
-        if let Ok((_, result)) = self.step(&done) {
-            return Parked::Ready(result);
+        news: News,
+    ) -> Parked {
+        if self.load().has(news) {
+            return Parked::News;
         }
         // Cloned here because `clone` is the user's code. Where the cell has this very waker
         // already that is a reference too many for a moment.
         let clone = waker.clone();
-        let claimed = self.step(|word| match done(word) {
-            Some((word, result)) => Some((word, Some(result))),
-            None if word.busy(direction) => None,
-            None => Some((word.with_busy(direction), None)),
+        let claimed = self.step(|word| {
+            let free = !word.has(news) && !word.busy(direction);
+            free.then(|| (word.with_busy(direction), ()))
         });
-        let (before, result) = match claimed {
-            Ok(claimed) => claimed,
+        let before = match claimed {
+            Ok((before, ())) => before,
+            Err(word) if word.has(news) => return Parked::News,
             Err(_) if contention == Contention::Yield => return Parked::Occupied,
             Err(_) => {
                 // Another thread is at the cell right now. Rather than wait for it, come again.
@@ -290,9 +289,6 @@ impl Source {
                 return Parked::Waiting;
             }
         };
-        if let Some(result) = result {
-            return Parked::Ready(result);
-        }
         let waited = before.waits(direction);
         let cell = &self.cells[direction as usize];
         if waited && contention == Contention::Yield {
@@ -303,14 +299,11 @@ impl Source {
             });
             if !same {
                 // An edge that came in meanwhile left the cell's task to us.
-                let (_, due) = self.advance(|word| {
-                    if is_due(word, direction) {
-                        (word.without_waits(direction), true)
-                    } else {
-                        (word.without_busy(direction), false)
-                    }
+                let given_back = self.step(|word| {
+                    let due = word.has(News::for_any(direction));
+                    (!due).then(|| (word.without_busy(direction), ()))
                 });
-                if due {
+                if given_back.is_err() {
                     self.call(direction);
                 }
                 return Parked::Occupied;
@@ -318,11 +311,11 @@ impl Source {
         }
         // SAFETY: `BUSY(direction)` is ours.
         let replaced = cell.with_mut(|cell| unsafe { (*cell).replace(clone) });
-        let (_, result) = self.advance(|word| match done(word) {
-            Some((after, result)) => (after.without_waits(direction), Some(result)),
-            None => (word.without_busy(direction).with_waits(direction), None),
+        let left = self.step(|word| {
+            let waiting = word.without_busy(direction).with_waits(direction);
+            (!word.has(news)).then_some((waiting, ()))
         });
-        if result.is_some() {
+        if left.is_err() {
             // Nobody waits: nobody's waker stays behind.
             let unused = self.vacate(direction);
             contain(|| drop(unused));
@@ -333,9 +326,9 @@ impl Source {
         {
             contain(|| replaced.wake());
         }
-        match result {
-            Some(result) => Parked::Ready(result),
-            None => Parked::Waiting,
+        match left {
+            Ok(_) => Parked::Waiting,
+            Err(_) => Parked::News,
         }
     }
 
@@ -351,8 +344,10 @@ impl Source {
     fn vacate(&self, direction: Direction) -> Option<Waker> {
         // SAFETY: `BUSY(direction)` is ours.
         let waker = self.cells[direction as usize].with_mut(|cell| unsafe { (*cell).take() });
-        self.word
-            .fetch_and(Word(u64::MAX).without_busy(direction).0, Ordering::Release);
+        let vacant = Word(u64::MAX)
+            .without_busy(direction)
+            .without_waits(direction);
+        self.word.fetch_and(vacant.0, Ordering::Release);
         waker
     }
 
@@ -537,28 +532,25 @@ impl Source {
 
 /// What a registration's poll makes of the word.
 fn consume(word: Word, direction: Direction) -> Option<(Word, Result<Ready, End>)> {
-    answer(word).or_else(|| {
-        let ready = word.edges(direction);
-        (!ready.is_empty()).then(|| (word.consumed(direction), Ok(ready)))
-    })
+    let outcome = match word.end() {
+        _ if !word.has(News::of(direction)) => return None,
+        Some(end) => (word, Err(end)),
+        None => (word.consumed(direction), Ok(word.edges(direction))),
+    };
+    Some(outcome)
 }
 
 /// What a guard's poll makes of the word.
-fn observe(word: Word, interest: Interest) -> Option<(Word, Result<Event, End>)> {
-    answer(word).or_else(|| {
-        let ready = word.answers(interest);
-        let tick = word.tick();
-        (!ready.is_empty()).then_some((word, Ok(Event { ready, tick })))
-    })
-}
-
-/// True if the task that waits in this direction's cell has something to come for.
-fn is_due(word: Word, direction: Direction) -> bool {
-    word.end().is_some() || word.released() || !word.edges(direction).is_empty()
-}
-
-fn answer<R>(word: Word) -> Option<(Word, Result<R, End>)> {
-    word.end().map(|end| (word, Err(end)))
+fn observe(word: Word, interest: Interest) -> Option<Result<Event, End>> {
+    let outcome = match word.end() {
+        _ if !word.has(News::for_interest(interest)) => return None,
+        Some(end) => Err(end),
+        None => Ok(Event {
+            ready: word.answers(interest),
+            tick: word.tick(),
+        }),
+    };
+    Some(outcome)
 }
 
 /// Made only once the step is done: an `io::Error` allocates.

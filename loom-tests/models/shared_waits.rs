@@ -44,7 +44,8 @@ impl Task {
 }
 
 fn peek(registration: &Registration) -> Option<Event> {
-    registration.source().unwrap().peek(READABLE).unwrap()
+    let event = registration.source().unwrap().peek(READABLE);
+    event.transpose().unwrap()
 }
 
 /// A guard clears what it saw while a new edge comes: the new one survives.

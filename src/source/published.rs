@@ -1,8 +1,8 @@
 //! The user's side of a source.
 
 use super::intent::Intent;
-use super::word::{Direction, End};
-use super::{Contention, Event, Parked, Source, consume, error, observe};
+use super::word::{Direction, End, News, Word};
+use super::{Contention, Event, Parked, Source};
 use crate::ready::{Interest, Ready};
 use crate::sync::{Arc, Ordering};
 use std::io;
@@ -42,16 +42,9 @@ impl Published<'_> {
 
     /// Takes what the stream has to report, or leaves the waker.
     pub(crate) fn poll(&self, direction: Direction, waker: &Waker) -> Poll<io::Result<Ready>> {
-        let outcome = self.park(direction, waker, Contention::Replace, |word| {
-            consume(word, direction)
-        });
-        match outcome {
-            Parked::Ready(outcome) => Poll::Ready(outcome.map_err(error)),
-            Parked::Waiting | Parked::Occupied => {
-                self.want(direction);
-                Poll::Pending
-            }
-        }
+        self.poll_by(direction, News::of(direction), waker, || {
+            self.take(direction)
+        })
     }
 
     /// Looks at what answers `interest`, which is of one direction, or leaves the waker in that
@@ -62,14 +55,33 @@ impl Published<'_> {
         interest: Interest,
         waker: &Waker,
     ) -> Poll<io::Result<Event>> {
-        let outcome = self.park(direction, waker, Contention::Replace, |word| {
-            observe(word, interest)
-        });
-        match outcome {
-            Parked::Ready(outcome) => Poll::Ready(outcome.map_err(error)),
-            Parked::Waiting | Parked::Occupied => {
-                self.want(direction);
-                Poll::Pending
+        self.poll_by(direction, News::for_interest(interest), waker, || {
+            self.peek(interest)
+        })
+    }
+
+    /// What `answer` says, or the waker into the direction's cell. There is an answer if and only if
+    /// there is `news`.
+    #[inline]
+    fn poll_by<R>(
+        &self,
+        direction: Direction,
+        news: News,
+        waker: &Waker,
+        answer: impl Fn() -> Option<R>,
+    ) -> Poll<R> {
+        loop {
+            match self.park(direction, waker, Contention::Replace, news) {
+                Parked::News => {
+                    // Unless somebody else took it first.
+                    if let Some(answer) = answer() {
+                        return Poll::Ready(answer);
+                    }
+                }
+                Parked::Waiting | Parked::Occupied => {
+                    self.want(direction);
+                    return Poll::Pending;
+                }
             }
         }
     }
@@ -83,58 +95,44 @@ impl Published<'_> {
         key: &mut Option<usize>,
         waker: &Waker,
     ) -> Poll<io::Result<Event>> {
-        let directions = Direction::BOTH.map(|direction| direction.serves(interest));
-        let alone = match directions {
-            [true, false] => Some(Direction::Read),
-            [false, true] => Some(Direction::Write),
+        let news = News::for_interest(interest);
+        let directions = || {
+            let both = Direction::BOTH.into_iter();
+            both.filter(|direction| direction.serves(interest))
+        };
+        let alone = match (directions().next(), directions().nth(1)) {
+            (Some(direction), None) => Some(direction),
             _ => None,
         };
-        if key.is_none()
-            && let Some(direction) = alone
-        {
-            let outcome = self.park(direction, waker, Contention::Yield, |word| {
-                observe(word, interest)
-            });
-            match outcome {
-                Parked::Ready(outcome) => return Poll::Ready(outcome.map_err(error)),
-                Parked::Waiting => {
-                    self.want(direction);
-                    return Poll::Pending;
-                }
-                Parked::Occupied => {}
-            }
-        }
-        let waiters = self.waiters();
-        let (place, replaced) = waiters.enter(*key, interest, waker.clone());
-        *key = Some(place);
-        drop(replaced);
-        // In the list first, `LISTED` second: whoever sees the bit finds the waiter.
-        let outcome = self.step(|word| match observe(word, interest) {
-            Some((word, outcome)) => Some((word, Some(outcome))),
-            None => {
-                let mut word = word;
-                for direction in Direction::BOTH {
-                    if direction.serves(interest) {
-                        word = word.with_listed(direction);
-                    }
-                }
-                Some((word, None))
-            }
-        });
-        match outcome {
-            Ok((_, Some(outcome))) => {
+        // As often as a guard of somebody else clears the news first.
+        loop {
+            if let Some(event) = self.peek(interest) {
                 self.leave(key);
-                Poll::Ready(outcome.map_err(error))
+                return Poll::Ready(event);
             }
-            _ => {
-                for direction in Direction::BOTH {
-                    if direction.serves(interest) {
-                        self.want(direction);
-                    }
+            if key.is_none()
+                && let Some(direction) = alone
+            {
+                match self.park(direction, waker, Contention::Yield, news) {
+                    Parked::News => continue,
+                    Parked::Waiting => break,
+                    Parked::Occupied => {}
                 }
-                Poll::Pending
+            }
+            let (place, replaced) = self.waiters().enter(*key, interest, waker.clone());
+            *key = Some(place);
+            drop(replaced);
+            // In the list first, `LISTED` second: whoever sees the bit finds the waiter.
+            let listed = self.step(|word| {
+                let listed = directions().fold(word, Word::with_listed);
+                (!word.has(news)).then_some((listed, ()))
+            });
+            if listed.is_ok() {
+                break;
             }
         }
+        directions().for_each(|direction| self.want(direction));
+        Poll::Pending
     }
 
     /// A task waits for this direction: sees to it that it is armed.

@@ -44,7 +44,7 @@ impl Direction {
     }
 
     /// True if a waiter with this interest listens to this direction.
-    pub(crate) fn serves(self, interest: Interest) -> bool {
+    pub(crate) const fn serves(self, interest: Interest) -> bool {
         match self {
             Direction::Read => interest.is_readable() || interest.is_priority(),
             Direction::Write => interest.is_writable(),
@@ -82,10 +82,51 @@ const ERRNO_SHIFT: u32 = 20;
 const ERRNO_MASK: u64 = 0xfff;
 const TICK: u64 = 1 << 32;
 
+const ENDS: u64 = DEREGISTERED | GONE | FAILED;
 const READ_BITS: u64 = READABLE | PRIORITY | READ_ERROR | HUP | READ_CLOSED;
 const READ_STICKY: u64 = HUP | READ_CLOSED;
 const WRITE_BITS: u64 = WRITABLE | WRITE_ERROR | HUP;
 const WRITE_STICKY: u64 = HUP;
+
+/// What a call waits for: bits of the word, any of which answers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct News(u64);
+
+impl News {
+    /// The kernel holds the file no more.
+    pub(crate) const RELEASE: News = News(RELEASED);
+
+    /// For whoever takes what the stream of this direction reports.
+    pub(crate) const fn of(direction: Direction) -> News {
+        match direction {
+            Direction::Read => News(READ_BITS | ENDS),
+            Direction::Write => News(WRITE_BITS | ENDS),
+        }
+    }
+
+    /// For whoever waits with this interest.
+    pub(crate) const fn for_interest(interest: Interest) -> News {
+        let mut bits = ENDS | HUP;
+        if Direction::Read.serves(interest) {
+            bits |= READ_ERROR | READ_CLOSED;
+        }
+        if interest.is_readable() {
+            bits |= READABLE;
+        }
+        if interest.is_priority() {
+            bits |= PRIORITY;
+        }
+        if Direction::Write.serves(interest) {
+            bits |= WRITABLE | WRITE_ERROR;
+        }
+        News(bits)
+    }
+
+    /// For whoever may be in the cell of this direction.
+    pub(crate) const fn for_any(direction: Direction) -> News {
+        News(News::of(direction).0 | RELEASED)
+    }
+}
 
 impl Word {
     pub(crate) const EMPTY: Word = Word(0);
@@ -98,8 +139,13 @@ impl Word {
         Word(self.0 & !bits)
     }
 
-    const fn has(self, bits: u64) -> bool {
+    const fn contains_any(self, bits: u64) -> bool {
         self.0 & bits != 0
+    }
+
+    /// There is something in it for whoever waits for that.
+    pub(crate) const fn has(self, news: News) -> bool {
+        self.contains_any(news.0)
     }
 
     /// The word after these edges came in.
@@ -138,13 +184,13 @@ impl Word {
             Direction::Read => Ready::from_bits((self.0 & READ_BITS) as u8),
             Direction::Write => {
                 let mut ready = Ready::from_bits((self.0 & (WRITABLE | HUP)) as u8);
-                if self.has(WRITE_ERROR) {
+                if self.contains_any(WRITE_ERROR) {
                     ready |= Ready::ERROR;
                 }
                 ready
             }
         };
-        if self.has(HUP) {
+        if self.contains_any(HUP) {
             ready |= Ready::WRITE_CLOSED;
             if direction == Direction::Read {
                 ready |= Ready::READ_CLOSED;
@@ -193,7 +239,7 @@ impl Word {
     }
 
     pub(crate) const fn waits(self, direction: Direction) -> bool {
-        self.has(WAITS << direction as u32)
+        self.contains_any(WAITS << direction as u32)
     }
 
     pub(crate) const fn with_waits(self, direction: Direction) -> Word {
@@ -205,7 +251,7 @@ impl Word {
     }
 
     pub(crate) const fn busy(self, direction: Direction) -> bool {
-        self.has(BUSY << direction as u32)
+        self.contains_any(BUSY << direction as u32)
     }
 
     pub(crate) const fn with_busy(self, direction: Direction) -> Word {
@@ -225,7 +271,7 @@ impl Word {
         match end {
             End::Deregistered => self.with(DEREGISTERED),
             End::Gone => self.with(GONE),
-            End::Failed(_) if self.has(FAILED) => self,
+            End::Failed(_) if self.contains_any(FAILED) => self,
             End::Failed(errno) => self.with(FAILED | ((errno as u64 & ERRNO_MASK) << ERRNO_SHIFT)),
         }
     }
@@ -233,11 +279,11 @@ impl Word {
     /// The end that a call is answered with. What the user did outranks what the kernel said, and
     /// that outranks the end of the reactor, so that an answer once given stays.
     pub(crate) const fn end(self) -> Option<End> {
-        if !self.has(DEREGISTERED | GONE | FAILED) {
+        if !self.contains_any(ENDS) {
             None
-        } else if self.has(DEREGISTERED) {
+        } else if self.contains_any(DEREGISTERED) {
             Some(End::Deregistered)
-        } else if self.has(FAILED) {
+        } else if self.contains_any(FAILED) {
             Some(End::Failed(((self.0 >> ERRNO_SHIFT) & ERRNO_MASK) as i32))
         } else {
             Some(End::Gone)
@@ -247,16 +293,13 @@ impl Word {
     pub(crate) const fn with_released(self) -> Word {
         self.with(RELEASED)
     }
-
-    pub(crate) const fn released(self) -> bool {
-        self.has(RELEASED)
-    }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use Direction::{Read, Write};
+    use std::ops::BitOr;
 
     #[test]
     fn every_field_round_trips_and_leaves_the_others_alone() {
@@ -281,7 +324,7 @@ mod tests {
             );
             assert_eq!(word.with_busy(direction).idle_waiters(0b11), 0);
         }
-        assert!(Word::EMPTY.with_released().released());
+        assert!(Word::EMPTY.with_released().has(News::RELEASE));
         assert_eq!(Word::EMPTY.with_released().end(), None);
         for errno in [1, 9, 22, 4095] {
             let word = Word::EMPTY.with_end(End::Failed(errno));
@@ -333,6 +376,38 @@ mod tests {
                     "{ready:?} {direction:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn there_is_news_exactly_where_there_is_an_answer() {
+        let interests = [Interest::READABLE, Interest::WRITABLE, Interest::PRIORITY];
+        for bits in 0..=u64::from(u8::MAX) {
+            let word = Word(bits);
+            for direction in Direction::BOTH {
+                let reports = !word.edges(direction).is_empty();
+                assert_eq!(word.has(News::of(direction)), reports, "{bits:#x}");
+            }
+            for which in 1..8 {
+                let chosen = (0..3).filter(|index| which & (1 << index) != 0);
+                let interest = chosen.map(|index| interests[index]).reduce(BitOr::bitor);
+                let interest = interest.expect("one at least");
+                let answers = !word.answers(interest).is_empty();
+                let news = word.has(News::for_interest(interest));
+                assert_eq!(news, answers, "{bits:#x} {interest:?}");
+            }
+        }
+        for end in [End::Deregistered, End::Gone, End::Failed(1)] {
+            let word = Word::EMPTY.with_end(end);
+            for direction in Direction::BOTH {
+                assert!(word.has(News::of(direction)));
+            }
+            assert!(
+                interests
+                    .iter()
+                    .all(|&interest| word.has(News::for_interest(interest)))
+            );
+            assert!(!word.has(News::RELEASE));
         }
     }
 
