@@ -1,11 +1,11 @@
 //! This crate, below tasks: a registration a descriptor, with a waker in each.
 
 use super::{Remote, Shared, Want, Watcher};
-use std::cell::UnsafeCell;
+use std::cell::RefCell;
 use std::io;
-use std::marker::PhantomData;
 use std::ops::Deref;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 use std::time::Duration;
@@ -14,9 +14,9 @@ use uring_reactor::{Backend, Handle, Interest, LocalReactor, Reactor, Registrati
 /// What the wakers do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wakers {
-    /// Count. There is one for all registrations.
+    /// Count.
     Count,
-    /// Say which descriptor is ready, as a task's does that goes to a queue. There is one for each.
+    /// Say which descriptor is ready, as a task's does that goes to a queue.
     Enqueue,
 }
 
@@ -51,8 +51,6 @@ pub(crate) struct Ours {
     handle: Handle,
     registrations: Vec<Option<Registration>>,
     kind: Wakers,
-    wakers: Vec<Waker>,
-    queue: &'static Queue,
     calls: &'static AtomicUsize,
     settled: u64,
     closed: u64,
@@ -84,8 +82,6 @@ impl Ours {
             reactor,
             registrations: Vec::new(),
             kind,
-            wakers: Vec::new(),
-            queue: Box::leak(Box::new(Queue::new())),
             calls: Box::leak(Box::default()),
             settled: 0,
             closed: 0,
@@ -96,22 +92,10 @@ impl Ours {
         self.reactor.turn(timeout).expect("a turn works").events()
     }
 
-    fn waker(&mut self, key: usize) -> &Waker {
+    fn waker(&self, key: usize) -> Waker {
         match self.kind {
-            Wakers::Count => {
-                if self.wakers.is_empty() {
-                    self.wakers.push(waker(self.calls));
-                }
-                &self.wakers[0]
-            }
-            Wakers::Enqueue => {
-                for key in self.wakers.len()..=key {
-                    let queue = self.queue;
-                    let enqueue = Box::leak(Box::new(Enqueue { key, queue }));
-                    self.wakers.push(waker(&*enqueue));
-                }
-                &self.wakers[key]
-            }
+            Wakers::Count => counts(self.calls),
+            Wakers::Enqueue => enqueues(key),
         }
     }
 
@@ -150,14 +134,10 @@ impl Watcher for Ours {
     }
 
     fn wait_for_keys(&mut self, ready: &mut Vec<usize>) {
-        let timeout = if self.queue.is_empty() {
-            None
-        } else {
-            Some(Duration::ZERO)
-        };
-        self.turn(timeout);
+        let idle = WOKEN.with_borrow(Vec::is_empty);
+        self.turn(if idle { None } else { Some(Duration::ZERO) });
         let begun = ready.len();
-        self.queue.take(ready);
+        WOKEN.with_borrow_mut(|woken| ready.append(woken));
         for &key in &ready[begun..] {
             // The task runs, and its poll takes the bits. It may be gone.
             if let Some(registration) = &self.registrations[key] {
@@ -167,15 +147,11 @@ impl Watcher for Ours {
     }
 
     fn await_again(&mut self, key: usize, want: Want) {
-        self.waker(key);
-        let waker = match self.kind {
-            Wakers::Count => &self.wakers[0],
-            Wakers::Enqueue => &self.wakers[key],
-        };
         let Some(registration) = &self.registrations[key] else {
             return;
         };
-        let mut cx = Context::from_waker(waker);
+        let waker = self.waker(key);
+        let mut cx = Context::from_waker(&waker);
         let mut missed = false;
         while let Poll::Ready(ready) = registration.poll_read_ready(&mut cx) {
             ready.expect("it is registered");
@@ -189,7 +165,7 @@ impl Watcher for Ours {
         }
         if missed && self.kind == Wakers::Enqueue {
             // The task would go on instead of waiting.
-            self.queue.push(key);
+            waker.wake();
         }
     }
 
@@ -271,96 +247,49 @@ impl Remote for Elsewhere {
     }
 }
 
-/// The keys of tasks that were woken. As an executor of one thread keeps them: without a lock.
-struct Queue {
-    owner: usize,
-    keys: UnsafeCell<Vec<usize>>,
+thread_local! {
+    /// The keys of tasks that were woken, where an executor of one thread keeps them. A reactor whose
+    /// wakers enqueue has its thread to itself.
+    static WOKEN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-// SAFETY: `with` lets nobody but the thread that made it come to the keys.
-unsafe impl Sync for Queue {}
+/// What a waker costs is the executor's affair, and not what is measured here. So these are the cheapest
+/// there are that do something.
+static ENQUEUE: RawWakerVTable = RawWakerVTable::new(
+    |key| RawWaker::new(key, &ENQUEUE),
+    enqueue,
+    enqueue,
+    |_key| {},
+);
 
-impl Queue {
-    fn new() -> Queue {
-        Queue {
-            owner: this_thread(),
-            keys: UnsafeCell::new(Vec::new()),
-        }
-    }
-
-    fn with<R>(&self, act: impl FnOnce(&mut Vec<usize>) -> R) -> R {
-        assert_eq!(self.owner, this_thread(), "wakers are called by turns");
-        // SAFETY: this is the only thread that comes here, and `act`, which is one of those below, does
-        // not come back.
-        act(unsafe { &mut *self.keys.get() })
-    }
-
-    fn push(&self, key: usize) {
-        self.with(|keys| keys.push(key));
-    }
-
-    fn take(&self, into: &mut Vec<usize>) {
-        self.with(|keys| into.append(keys));
-    }
-
-    fn is_empty(&self) -> bool {
-        self.with(|keys| keys.is_empty())
-    }
+fn enqueue(key: *const ()) {
+    WOKEN.with_borrow_mut(|woken| woken.push(key.addr()));
 }
 
-/// Another number on each thread that lives.
-fn this_thread() -> usize {
-    thread_local! {
-        static HERE: u8 = const { 0 };
-    }
-    HERE.with(|here| std::ptr::from_ref(here).addr())
+/// One that says its key.
+fn enqueues(key: usize) -> Waker {
+    // SAFETY: the functions may be called on any thread, any number of times: they follow no pointer.
+    unsafe { Waker::from_raw(RawWaker::new(ptr::without_provenance(key), &ENQUEUE)) }
 }
 
-/// What a waker calls.
-trait Call: Sync {
-    fn call(&self);
+static COUNT: RawWakerVTable = RawWakerVTable::new(
+    |calls| RawWaker::new(calls, &COUNT),
+    count,
+    count,
+    |_calls| {},
+);
+
+fn count(calls: *const ()) {
+    // SAFETY: `counts` made it of a reference to such a one that lives for ever.
+    let calls = unsafe { &*calls.cast::<AtomicUsize>() };
+    // The one workload that reads it has its wakers called by one thread. So it needs no locked
+    // instruction, which would be a quarter of what is measured there.
+    calls.store(calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
-struct Enqueue {
-    key: usize,
-    queue: &'static Queue,
-}
-
-impl Call for Enqueue {
-    fn call(&self) {
-        self.queue.push(self.key);
-    }
-}
-
-impl Call for AtomicUsize {
-    fn call(&self) {
-        // The one workload that reads it has its wakers called by one thread. So it needs no locked
-        // instruction, which would be a quarter of what is measured there.
-        self.store(self.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-}
-
-/// The cheapest waker there is that does something: what it costs is the executor's affair, and not
-/// what is measured here.
-fn waker<C: Call>(called: &'static C) -> Waker {
-    struct Table<C>(PhantomData<C>);
-
-    impl<C: Call> Table<C> {
-        const TABLE: &'static RawWakerVTable = &RawWakerVTable::new(
-            |called| RawWaker::new(called, Table::<C>::TABLE),
-            Table::<C>::call,
-            Table::<C>::call,
-            |_called| {},
-        );
-
-        fn call(called: *const ()) {
-            // SAFETY: `waker` made it of a reference to such a one that lives for ever.
-            unsafe { &*called.cast::<C>() }.call();
-        }
-    }
-
-    let called = std::ptr::from_ref(called).cast();
+/// One that counts its calls.
+fn counts(calls: &'static AtomicUsize) -> Waker {
     // SAFETY: the functions may be called on any thread, any number of times: what they refer to lives
     // for ever, and is `Sync`.
-    unsafe { Waker::from_raw(RawWaker::new(called, Table::<C>::TABLE)) }
+    unsafe { Waker::from_raw(RawWaker::new(ptr::from_ref(calls).cast(), &COUNT)) }
 }

@@ -76,7 +76,7 @@ impl Runtime {
     pub(crate) fn block_on<F: Future>(self, future: F) -> F::Output {
         let ours = |backend, future| {
             let reactor = Reactor::builder().backend(backend).build();
-            let mut reactor = reactor.expect("this system has the backend");
+            let mut reactor = reactor.expect("this system has the backend").into_local();
             reactor.block_on(future).expect("a turn works")
         };
         match self {

@@ -18,7 +18,7 @@ pub(super) fn serve(
 ) {
     let executor = LocalExecutor::new();
     let reactor = Reactor::builder().backend(backend).build();
-    let mut reactor = reactor.expect("this system has the backend");
+    let mut reactor = reactor.expect("this system has the backend").into_local();
     let served = reactor.block_on(executor.run(async {
         let listener = AsyncFd::new(listener)?;
         loop {
