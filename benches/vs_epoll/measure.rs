@@ -3,7 +3,8 @@
 //! All sides of a workload live in this process at the same time and take rounds in turn, so that
 //! whatever the machine does meanwhile happens to all of them. What is compared is a round of one
 //! side with *the same* round of another: the result is the median of these ratios, and the 10th and
-//! 90th percentile tell how far it can be trusted.
+//! 90th percentile tell how they spread. Where they spread far, more rounds are taken, until the
+//! median is known or time is up.
 
 use crate::report::{Row, Unit};
 use crate::system::descriptors_to_spare;
@@ -49,7 +50,7 @@ impl Effort {
     pub(crate) const FULL: Effort = Effort {
         round: Duration::from_millis(8),
         budget: Duration::from_secs(6),
-        limit: Duration::from_secs(24),
+        limit: Duration::from_secs(12),
         least_rounds: 25,
         most_rounds: 1001,
         alone: false,
@@ -78,6 +79,7 @@ impl Effort {
     fn share(self, parts: usize) -> Effort {
         Effort {
             budget: self.budget / parts as u32,
+            limit: self.limit / parts.min(2) as u32,
             ..self
         }
     }
