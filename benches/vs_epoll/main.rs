@@ -3,7 +3,8 @@
 //! ```text
 //! cargo bench --bench vs_epoll                    the short set, in under five minutes
 //! cargo bench --bench vs_epoll -- --full          everything
-//! cargo bench --bench vs_epoll -- echo idle       workloads whose names contain one of these
+//! cargo bench --bench vs_epoll -- echo idle       workloads that have one of these names or, where none
+//!                                                 has it, whose names contain it
 //! cargo bench --bench vs_epoll -- --list          the names; those of the short set have a star
 //! cargo bench --bench vs_epoll -- --readme        and the figures go to the README; also with --full
 //! cargo bench --bench vs_epoll -- --smoke ...     too short to mean anything: does it work?
@@ -65,10 +66,14 @@ fn run() -> io::Result<()> {
         readme,
         filters,
     } = Arguments::parse()?;
-    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|part| name.contains(part));
     // A workload that is asked for by name is run whether it belongs to the short set or not.
     let all = full || !filters.is_empty();
     let entries = workloads::all();
+    let wanted = |name: &str| {
+        let is_name = |filter: &String| entries.iter().any(|entry| entry.name == *filter);
+        let asks = |filter: &String| name == filter || !is_name(filter) && name.contains(filter);
+        filters.is_empty() || filters.iter().any(asks)
+    };
     let entries = entries.iter().filter(|entry| wanted(&entry.name));
     if list {
         for entry in entries {
