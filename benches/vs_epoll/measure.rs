@@ -76,6 +76,8 @@ impl Effort {
             || (1..rounds[0].len()).all(|side| uncertainty(ratios(side).collect()) < PRECISION)
     }
 
+    /// What each of that many groups of sides gets. Together they take no longer than one would, unless
+    /// their ratios are not known: half of that time is what it may take each to know them.
     fn share(self, parts: usize) -> Effort {
         Effort {
             budget: self.budget / parts as u32,

@@ -16,7 +16,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::task::{Context, Poll};
-use uring_reactor::{Backend, Reactor};
+use uring_reactor::Backend;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Runtime {
@@ -74,14 +74,9 @@ impl Runtime {
     }
 
     pub(crate) fn block_on<F: Future>(self, future: F) -> F::Output {
-        let ours = |backend, future| {
-            let reactor = Reactor::builder().backend(backend).build();
-            let mut reactor = reactor.expect("this system has the backend").into_local();
-            reactor.block_on(future).expect("a turn works")
-        };
         match self {
-            Runtime::Ours => ours(Backend::Uring, future),
-            Runtime::OursOnEpoll => ours(Backend::Epoll, future),
+            Runtime::Ours => ours::block_on(Backend::Uring, future),
+            Runtime::OursOnEpoll => ours::block_on(Backend::Epoll, future),
             Runtime::Tokio => tokio::runtime().block_on(future),
             Runtime::AsyncIo => ::async_io::block_on(future),
         }

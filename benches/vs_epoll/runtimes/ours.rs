@@ -5,10 +5,18 @@ use crate::server::Control;
 use crate::services::Service;
 use async_executor::LocalExecutor;
 use socket2::SockRef;
+use std::future::Future;
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
 use std::task::{Context, Poll, ready};
 use uring_reactor::{AsyncFd, Backend, Reactor};
+
+/// Runs a future on a reactor of its own.
+pub(super) fn block_on<F: Future>(backend: Backend, future: F) -> F::Output {
+    let reactor = Reactor::builder().backend(backend).build();
+    let mut reactor = reactor.expect("this system has the backend").into_local();
+    reactor.block_on(future).expect("a turn works")
+}
 
 pub(super) fn serve(
     backend: Backend,
@@ -17,9 +25,7 @@ pub(super) fn serve(
     control: &Control,
 ) {
     let executor = LocalExecutor::new();
-    let reactor = Reactor::builder().backend(backend).build();
-    let mut reactor = reactor.expect("this system has the backend").into_local();
-    let served = reactor.block_on(executor.run(async {
+    let served = executor.run(async {
         let listener = AsyncFd::new(listener)?;
         loop {
             let (stream, _) = listener.accept().await?;
@@ -28,10 +34,8 @@ pub(super) fn serve(
             }
             executor.spawn(service.serve(stream)).detach();
         }
-    }));
-    served
-        .expect("a turn works")
-        .expect("connections can be accepted");
+    });
+    block_on(backend, served).expect("connections can be accepted");
 }
 
 impl Stream for AsyncFd<TcpStream> {
