@@ -60,6 +60,11 @@ atomics! {
     AtomicUsize: usize,
 }
 
+/// What it is where an exchange is not a fence itself.
+pub(crate) fn fence_after_exchange() {
+    fence(Ordering::SeqCst);
+}
+
 #[derive(Debug)]
 pub(crate) struct Mutex<T> {
     born: UnsafeCell<()>,

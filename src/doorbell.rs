@@ -23,7 +23,7 @@
 //! turn that ends for one of two wakes and has seen both has seen what led to both.
 //! (`wake_against_park`, `two_wakes_against_park`, `a_push_and_a_wake_against_park`)
 
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::sync::{AtomicU32, Ordering, fence, fence_after_exchange};
 
 #[derive(Debug)]
 pub(crate) struct Doorbell {
@@ -64,11 +64,12 @@ impl Doorbell {
         }
     }
 
-    /// Something was pushed to the intake. `scout` says that the scout will do for it.
+    /// Something was pushed to the intake, or made known to the reactor by another exchange. `scout`
+    /// says that the scout will do for it.
     #[must_use]
     pub(crate) fn pushed(&self, scout: bool) -> Call {
         // Between the push and the look at the state. Pairs with the fence in `park`.
-        fence(Ordering::SeqCst);
+        fence_after_exchange();
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let (next, call) = match state {

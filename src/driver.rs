@@ -105,6 +105,8 @@ pub(crate) struct Driver {
     generation: u32,
     /// Where the next spare source goes.
     spare: usize,
+    /// Registrations that have ended, and count still.
+    departed: usize,
 }
 
 impl std::fmt::Debug for Driver {
@@ -132,6 +134,7 @@ impl Driver {
             nested: false,
             generation: 0,
             spare: 0,
+            departed: 0,
         }
     }
 
@@ -380,6 +383,15 @@ impl Driver {
             self.attend(source);
         }
         self.crowded = count > 1;
+        self.count_down();
+    }
+
+    /// Those that have ended do not count any more.
+    fn count_down(&mut self) {
+        let departed = std::mem::take(&mut self.departed);
+        if departed > 0 {
+            self.shared.count_down(departed);
+        }
     }
 
     /// What is wanted of a source from the intake, which the scout has no part in any more.
@@ -400,7 +412,7 @@ impl Driver {
             NO_SLOT if intent.contains(Intent::CLOSING) => {
                 // It came and went between two turns: the kernel need not know.
                 source.set_slot(RETIRED);
-                self.shared.count_down();
+                self.departed += 1;
                 drop(source.take_fd());
                 source.release();
             }
@@ -412,6 +424,7 @@ impl Driver {
                 self.generation = (self.generation + 1) & Token::MAX_GENERATION;
                 entry.insert(Slot {
                     source,
+                    returned: None,
                     main: Watch::idle(self.generation),
                     urgent: Watch::idle(self.generation),
                     fd: Fd::Kept,
@@ -425,7 +438,12 @@ impl Driver {
                 });
                 self.reconcile(index, intent);
             }
-            index => self.reconcile(index, intent),
+            index => {
+                if intent.contains(Intent::CLOSING) {
+                    self.slots[index as usize].returned = Some(source);
+                }
+                self.reconcile(index, intent);
+            }
         }
     }
 
@@ -437,7 +455,7 @@ impl Driver {
         let closing = intent.contains(Intent::CLOSING);
         if closing && !slot.closing {
             slot.closing = true;
-            self.shared.count_down();
+            self.departed += 1;
         }
         let (main, urgent) = if closing || slot.failed {
             (0, 0)
@@ -494,11 +512,15 @@ impl Driver {
         if let Some((token, fd)) = slot.close(index) {
             self.kernel.close(token, fd, slot.place);
         } else if slot.fd != Fd::Closing {
-            let Slot { source, .. } = self.slots.remove(index as usize);
-            let Err(source) = self.shared.spares.put(&mut self.spare, source) else {
-                // Nobody else had it, so nobody waits to hear that the file is released.
-                return;
-            };
+            let slot = self.slots.remove(index as usize);
+            let mut source = slot.source;
+            if let Some(returned) = slot.returned {
+                match self.shared.spares.put(&mut self.spare, [source, returned]) {
+                    // Nobody else had it, so nobody waits to hear that the file is released.
+                    Ok(()) => return,
+                    Err(shared) => source = shared,
+                }
+            }
             source.set_slot(RETIRED);
             if self.kernel.is_haunted() {
                 self.haunted.push(source);
@@ -695,6 +717,7 @@ impl Driver {
             }
         }
         self.ended = ended;
+        self.count_down();
         if !self.haunted.is_empty() && !self.kernel.is_haunted() {
             for source in self.haunted.drain(..) {
                 source.release();

@@ -144,12 +144,12 @@ impl Registration {
         handle: &Handle,
     ) -> io::Result<bool> {
         if let Some(source) = self.source() {
-            source.announce(None);
+            source.announce();
             return Ok(false);
         }
         let io = io.as_fd();
         let fd = io.as_raw_fd();
-        let source = handle.with(|shared| {
+        let [source, share] = handle.with(|shared| {
             shared.check()?;
             shared.count_up();
             Ok(Source::obtain(fd, interest, shared))
@@ -165,14 +165,18 @@ impl Registration {
         if published.is_err() {
             // SAFETY: from `into_raw` above, and nobody has seen it.
             let unused = unsafe { Arc::from_raw(raw) };
-            if unused.shared().count_down() {
+            if unused.shared().count_down(1) {
                 // A reactor that waits to become idle may have counted this one.
                 unused.shared().wake();
             }
         }
-        // The loser announces too, so that nobody has to wait for the winner to be scheduled.
         if let Some(source) = self.source() {
-            source.announce(published.is_ok().then_some(io));
+            if published.is_ok() {
+                source.announce_open(share, io);
+            } else {
+                // The loser announces too, so that nobody has to wait for the winner to be scheduled.
+                source.announce();
+            }
         }
         if published.is_ok() {
             tracing::debug!(fd, ?interest, "registered");

@@ -52,14 +52,15 @@ impl Shared {
         }
     }
 
-    /// Queues a source whose `QUEUED` bit the caller has just set. Gives it back if the reactor is
-    /// gone. `scouted` is its descriptor, if the scout will do for it.
+    /// Queues a source whose `QUEUED` bit the caller has just set. `share` goes to the intake, and comes
+    /// back if the reactor is gone. `scouted` is its descriptor, if the scout will do for it.
     pub(crate) fn attend(
         &self,
-        source: &Arc<Source>,
+        source: &Source,
+        share: Arc<Source>,
         scouted: Option<BorrowedFd<'_>>,
     ) -> Result<(), Arc<Source>> {
-        self.intake.push(Arc::clone(source))?;
+        self.intake.push(share)?;
         match (self.doorbell.pushed(scouted.is_some()), scouted) {
             (Call::Nobody, _) => {}
             (Call::Scout, Some(descriptor)) if source.scout(descriptor) => {}
@@ -70,7 +71,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes a parked reactor look around. One that is awake will before it parks.
+    /// Makes a parked reactor look around. One that is awake will before it parks. What it is to find
+    /// was written by an exchange.
     pub(crate) fn nudge(&self) {
         if self.doorbell.pushed(false) == Call::Bell {
             self.bell.ring();
@@ -92,9 +94,9 @@ impl Shared {
         self.registered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// True if that was the last one.
-    pub(crate) fn count_down(&self) -> bool {
-        self.registered.fetch_sub(1, Ordering::Relaxed) == 1
+    /// True if those were the last ones.
+    pub(crate) fn count_down(&self, ended: usize) -> bool {
+        self.registered.fetch_sub(ended, Ordering::Relaxed) == ended
     }
 
     pub(crate) fn registered(&self) -> usize {

@@ -147,16 +147,17 @@ impl Source {
         }
     }
 
-    /// A source that nobody has seen: a spare one, or a new one.
-    pub(crate) fn obtain(fd: RawFd, interest: Interest, shared: &Arc<Shared>) -> Arc<Source> {
-        let spare = shared.spares.take(fd, interest);
-        spare.unwrap_or_else(|| Arc::new(Source::new(fd, interest, Arc::clone(shared))))
+    /// A source that nobody has seen, a spare one or a new one: the registration's share of it, and the
+    /// reactor's.
+    pub(crate) fn obtain(fd: RawFd, interest: Interest, shared: &Arc<Shared>) -> [Arc<Source>; 2] {
+        shared.spares.take(fd, interest).unwrap_or_else(|| {
+            let source = Arc::new(Source::new(fd, interest, Arc::clone(shared)));
+            [Arc::clone(&source), source]
+        })
     }
 
-    /// As new, but for the descriptor and the interest. Drops the wakers of tasks that gave up.
+    /// Empties a source that is to be a spare one: of the wakers of tasks that gave up.
     pub(crate) fn reset(&mut self) {
-        self.word = AtomicU64::new(Word::EMPTY.0);
-        self.slot = AtomicU32::new(NO_SLOT);
         for cell in &self.cells {
             // SAFETY: nobody shares the source.
             if let Some(waker) = cell.with_mut(|cell| unsafe { (*cell).take() }) {
@@ -166,14 +167,18 @@ impl Source {
         self.free_waiters();
     }
 
-    /// A source that was [reset](Source::reset), for another registration.
+    /// Makes a source that was [reset](Source::reset) a new one. All of it is written here, as it comes
+    /// from the reactor's processor: so all of it comes at once.
     pub(crate) fn renew(&mut self, fd: RawFd, interest: Interest) {
         for cell in &self.cells {
             // SAFETY: nobody shares the source.
             cell.with(|cell| debug_assert!(unsafe { (*cell).is_none() }));
         }
-        self.fd = fd;
+        self.word = AtomicU64::new(Word::EMPTY.0);
         self.intent = AtomicU32::new(Intent::of(interest).0);
+        self.fd = fd;
+        self.next = AtomicPtr::new(ptr::null_mut());
+        self.slot = AtomicU32::new(NO_SLOT);
     }
 
     fn free_waiters(&mut self) {

@@ -14,7 +14,7 @@
 
 use crate::ready::Interest;
 use crate::source::Source;
-use crate::sync::{Arc, AtomicPtr, Ordering};
+use crate::sync::{Arc, AtomicPtr, Ordering, fence};
 use crossbeam_utils::CachePadded;
 use std::array;
 use std::os::fd::RawFd;
@@ -40,8 +40,8 @@ impl Spares {
         }
     }
 
-    /// A source for another registration.
-    pub(crate) fn take(&self, fd: RawFd, interest: Interest) -> Option<Arc<Source>> {
+    /// A source for another registration, as [`Source::obtain`].
+    pub(crate) fn take(&self, fd: RawFd, interest: Interest) -> Option<[Arc<Source>; 2]> {
         let next = self.next.load(Ordering::Relaxed);
         let cell = &self.cells[next % CELLS];
         if cell.load(Ordering::Relaxed).is_null() {
@@ -52,36 +52,53 @@ impl Spares {
         // It was last used on the reactor's processor, and will be wanted soon.
         Source::fetch(self.cells[next.wrapping_add(1) % CELLS].load(Ordering::Relaxed));
         let source = Spares::empty(cell)?;
-        // SAFETY: `put` found its strong count to be the only one, and that is ours now.
+        // SAFETY: `put` found its two strong counts to be the only ones, and they are ours now.
         unsafe { (*source).renew(fd, interest) };
-        // SAFETY: from `into_raw` in `put`, and the strong count goes to the result.
-        Some(unsafe { Arc::from_raw(source) })
+        // SAFETY: from the cell.
+        Some(unsafe { Spares::shares(source) })
     }
 
-    /// Keeps a source if there is room. Gives it back if somebody else has it too. Only for the
-    /// reactor's thread, which remembers where it was.
-    pub(crate) fn put(&self, at: &mut usize, mut source: Arc<Source>) -> Result<(), Arc<Source>> {
-        let Some(unshared) = Arc::get_mut(&mut source) else {
+    /// Keeps a source if there is room. Gives it back if somebody else has a share of it, too. Only for
+    /// the reactor's thread, which remembers where it was.
+    pub(crate) fn put(&self, at: &mut usize, shares: [Arc<Source>; 2]) -> Result<(), Arc<Source>> {
+        let [source, other] = shares;
+        debug_assert!(Arc::ptr_eq(&source, &other));
+        if Arc::strong_count(&source) > 2 {
             return Err(source);
-        };
+        }
+        // Whoever had a share has released it.
+        fence(Ordering::Acquire);
         let cell = &self.cells[*at % CELLS];
         // On in any case: where it and the takers have lost each other, this is how they meet again.
         *at = at.wrapping_add(1);
         // Nobody else fills it.
         if cell.load(Ordering::Relaxed).is_null() {
-            unshared.reset();
+            let source = Arc::into_raw(source).cast_mut();
+            let _ = Arc::into_raw(other);
+            // SAFETY: there are no weak counts of sources, and both strong ones are ours.
+            unsafe { (*source).reset() };
             // Release: whoever takes it has it after us.
-            cell.store(Arc::into_raw(source).cast_mut(), Ordering::Release);
+            cell.store(source, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// What `put` was given.
+    ///
+    /// # Safety
+    ///
+    /// The source is from a cell, which was emptied for this.
+    unsafe fn shares(source: *const Source) -> [Arc<Source>; 2] {
+        // SAFETY: both strong counts are from `into_raw` in `put`, and whoever empties a cell has them.
+        [(); 2].map(|()| unsafe { Arc::from_raw(source) })
     }
 
     /// Drops them all. Each holds the reactor's shared part, and so this: only the end of the reactor,
     /// which calls it, makes an end of that.
     pub(crate) fn clear(&self) {
         for source in self.cells.iter().filter_map(Spares::empty) {
-            // SAFETY: from `into_raw` in `put`, and the strong count ends here.
-            drop(unsafe { Arc::from_raw(source) });
+            // SAFETY: from the cell.
+            drop(unsafe { Spares::shares(source) });
         }
     }
 

@@ -8,10 +8,27 @@ mod primitive {
     use std::any::Any;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     pub(crate) use std::sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+        AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+        compiler_fence, fence,
     };
     pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
     pub(crate) use std::thread;
+
+    /// A sequentially consistent fence, right after an exchange. On x86 that was one itself: no load or
+    /// store passes a locked instruction (Intel SDM, volume 3A, "Memory Ordering"), so there is only the compiler
+    /// to be kept from moving them. Linux's `smp_mb__after_atomic`.
+    #[inline(always)]
+    pub(crate) fn fence_after_exchange() {
+        // Miri has the memory of the language, not of a processor.
+        if cfg!(all(
+            any(target_arch = "x86", target_arch = "x86_64"),
+            not(miri)
+        )) {
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            fence(Ordering::SeqCst);
+        }
+    }
 
     /// `std::cell::UnsafeCell` with loom's interface: access is a closure, so that loom can see
     /// where it starts and ends.

@@ -241,7 +241,7 @@ fn a_poll_announces_what_nobody_has() {
         };
         // SAFETY: as above.
         let published = unsafe { Published::from_raw(&raw const *source) };
-        published.announce(None);
+        published.announce();
         poller.join().unwrap();
         turn(&mut reactor);
         assert_eq!(world.armed(10).len(), 1);

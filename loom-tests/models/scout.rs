@@ -232,7 +232,7 @@ fn a_poll_rings_for_what_is_not_yet_scouted() {
         shared.count_up();
         // SAFETY: `source` outlives it.
         let published = unsafe { Published::from_raw(&raw const *source) };
-        published.announce(None);
+        published.announce();
         assert_eq!(shared.doorbell.park(true, || true), Parked::Asleep);
         assert_eq!(shared.doorbell.pushed(true), Call::Scout);
         assert!(published.poll(Read, Waker::noop()).is_pending());

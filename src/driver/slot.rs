@@ -57,6 +57,8 @@ pub(super) enum Fd {
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) source: Arc<Source>,
+    /// The share that came with the end of the registration.
+    pub(super) returned: Option<Arc<Source>>,
     pub(super) main: Watch,
     pub(super) urgent: Watch,
     pub(super) fd: Fd,

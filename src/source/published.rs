@@ -173,12 +173,23 @@ impl Published<'_> {
         }
     }
 
-    /// First push of a published source. Also called by whoever meets a published source that is
-    /// not announced, so that nobody depends on the publisher being scheduled again. `descriptor` is
-    /// the source's, if it is known to be open.
-    pub(crate) fn announce(&self, descriptor: Option<BorrowedFd<'_>>) {
-        if !Intent(self.intent.load(Ordering::Relaxed)).contains(Intent::ANNOUNCED) {
-            self.request_for(Intent(0), descriptor);
+    fn is_announced(&self) -> bool {
+        Intent(self.intent.load(Ordering::Relaxed)).contains(Intent::ANNOUNCED)
+    }
+
+    /// First push of a published source, by whoever meets one that is not announced, so that nobody
+    /// depends on the publisher being scheduled again.
+    pub(crate) fn announce(&self) {
+        if !self.is_announced() {
+            self.request(Intent(0));
+        }
+    }
+
+    /// As [`announce`](Published::announce), by the publisher, who has the reactor's share of the source
+    /// and whose descriptor is open.
+    pub(crate) fn announce_open(&self, share: Arc<Source>, descriptor: BorrowedFd<'_>) {
+        if !self.is_announced() {
+            self.request_for(Intent(0), Some(descriptor), || share);
         }
     }
 
@@ -211,10 +222,17 @@ impl Published<'_> {
 
     /// Adds to the intent and makes the driver look, unless it is about to look anyway.
     fn request(&self, bits: Intent) {
-        self.request_for(bits, None);
+        self.request_for(bits, None, || Arc::clone(&self.source));
     }
 
-    fn request_for(&self, bits: Intent, descriptor: Option<BorrowedFd<'_>>) {
+    /// As `request`. `descriptor` is the source's, if it is known to be open.
+    #[inline]
+    fn request_for(
+        &self,
+        bits: Intent,
+        descriptor: Option<BorrowedFd<'_>>,
+        share: impl FnOnce() -> Arc<Source>,
+    ) {
         let bits = bits.or(Intent::QUEUED).or(Intent::ANNOUNCED);
         // Release: the driver knows what came before. Acquire: `next` is ours when `QUEUED` was clear.
         let before = Intent(self.intent.fetch_or(bits.0, Ordering::AcqRel));
@@ -225,7 +243,7 @@ impl Published<'_> {
             self.shared.nudge();
         } else {
             let scouted = descriptor.filter(|_| before.or(bits) == Intent::UNHEARD);
-            if let Err(source) = self.shared.attend(&self.source, scouted) {
+            if let Err(source) = self.shared.attend(self, share(), scouted) {
                 source.orphan();
             }
         }

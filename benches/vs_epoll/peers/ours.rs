@@ -49,7 +49,7 @@ impl Deref for Home {
 pub(crate) struct Ours {
     reactor: Home,
     handle: Handle,
-    registrations: Vec<Option<Registration>>,
+    registrations: Registrations,
     kind: Wakers,
     calls: &'static AtomicUsize,
     settled: u64,
@@ -80,7 +80,7 @@ impl Ours {
         Ours {
             handle: reactor.handle(),
             reactor,
-            registrations: Vec::new(),
+            registrations: Registrations::default(),
             kind,
             calls: Box::leak(Box::default()),
             settled: 0,
@@ -98,28 +98,19 @@ impl Ours {
             Wakers::Enqueue => enqueues(key),
         }
     }
-
-    fn take(&mut self, key: usize) -> Option<Registration> {
-        self.registrations.get_mut(key).and_then(Option::take)
-    }
 }
 
 impl Watcher for Ours {
     fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want) {
-        let registration = register(fd, want, &self.handle);
-        if self.registrations.len() <= key {
-            self.registrations.resize_with(key + 1, || None);
-        }
-        self.registrations[key] = Some(registration);
+        self.registrations.add(key, fd, want, &self.handle);
     }
 
     fn remove(&mut self, key: usize, fd: BorrowedFd<'_>) {
-        let mut registration = self.take(key).expect("the key is registered");
-        registration.deregister(&fd).expect("it is that descriptor");
+        self.registrations.remove(key, fd);
     }
 
     fn close(&mut self, key: usize, fd: OwnedFd) {
-        let mut registration = self.take(key).expect("the key is registered");
+        let mut registration = self.registrations.take(key);
         self.closed += 1;
         let result = registration.deregister_and_close(fd);
         result.expect("it is that descriptor");
@@ -140,14 +131,14 @@ impl Watcher for Ours {
         WOKEN.with_borrow_mut(|woken| ready.append(woken));
         for &key in &ready[begun..] {
             // The task runs, and its poll takes the bits. It may be gone.
-            if let Some(registration) = &self.registrations[key] {
+            if let Some(registration) = self.registrations.get(key) {
                 let _ = registration.take_read_ready();
             }
         }
     }
 
     fn await_again(&mut self, key: usize, want: Want) {
-        let Some(registration) = &self.registrations[key] else {
+        let Some(registration) = self.registrations.get(key) else {
             return;
         };
         let waker = self.waker(key);
@@ -199,21 +190,44 @@ impl Watcher for Ours {
     }
 }
 
-fn register(fd: BorrowedFd<'_>, want: Want, handle: &Handle) -> Registration {
-    let interest = match want {
-        Want::Read => Interest::READABLE,
-        Want::Both => Interest::READABLE | Interest::WRITABLE,
-    };
-    let registration = Registration::new();
-    let result = registration.register_interest(&fd, interest, handle);
-    assert!(result.expect("the reactor lives"), "it is new");
-    registration
+/// By key.
+#[derive(Default)]
+struct Registrations(Vec<Option<Registration>>);
+
+impl Registrations {
+    fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want, handle: &Handle) {
+        if self.0.len() <= key {
+            self.0.resize_with(key + 1, || None);
+        }
+        let interest = match want {
+            Want::Read => Interest::READABLE,
+            Want::Both => Interest::READABLE | Interest::WRITABLE,
+        };
+        // Registered where it stays: moved after that, it would be written narrow and read wide.
+        let registration = self.0[key].insert(Registration::new());
+        let result = registration.register_interest(&fd, interest, handle);
+        assert!(result.expect("the reactor lives"), "it is new");
+    }
+
+    fn get(&self, key: usize) -> Option<&Registration> {
+        self.0[key].as_ref()
+    }
+
+    fn take(&mut self, key: usize) -> Registration {
+        let registration = self.0.get_mut(key).and_then(Option::take);
+        registration.expect("the key is registered")
+    }
+
+    fn remove(&mut self, key: usize, fd: BorrowedFd<'_>) {
+        let deregistered = self.take(key).deregister(&fd);
+        deregistered.expect("it is that descriptor");
+    }
 }
 
 /// A handle with the registrations that were made by it.
 pub(crate) struct Elsewhere {
     handle: Handle,
-    registrations: Vec<Option<Registration>>,
+    registrations: Registrations,
 }
 
 impl Shared for Ours {
@@ -222,24 +236,18 @@ impl Shared for Ours {
     fn remote(&self) -> Elsewhere {
         Elsewhere {
             handle: self.handle.clone(),
-            registrations: Vec::new(),
+            registrations: Registrations::default(),
         }
     }
 }
 
 impl Remote for Elsewhere {
     fn add(&mut self, key: usize, fd: BorrowedFd<'_>, want: Want) {
-        let registration = register(fd, want, &self.handle);
-        if self.registrations.len() <= key {
-            self.registrations.resize_with(key + 1, || None);
-        }
-        self.registrations[key] = Some(registration);
+        self.registrations.add(key, fd, want, &self.handle);
     }
 
     fn remove(&mut self, key: usize, fd: BorrowedFd<'_>) {
-        let registration = self.registrations.get_mut(key).and_then(Option::take);
-        let mut registration = registration.expect("the key is registered");
-        registration.deregister(&fd).expect("it is that descriptor");
+        self.registrations.remove(key, fd);
     }
 
     fn wake(&self) {

@@ -162,6 +162,7 @@ impl Ring {
     /// # Safety
     ///
     /// What the entry refers to must live until it has completed.
+    #[inline(always)]
     pub(crate) unsafe fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: the caller's promise.
         let pushed = unsafe { self.ring.submission().push(entry) };
