@@ -26,9 +26,9 @@
 //! cost one entry, and recovery from whatever the kernel did is the same code as arming.
 //!
 //! **Who sleeps is woken once, and if need be.** A reactor that is awake is handed a source by the push
-//! alone. One that sleeps is rung by the first of any number of pushes. It sleeps on over one source,
-//! which wants nothing but to be read: its descriptor goes into the *scout*, an epoll instance that the
-//! kernel watches for the reactor, and ends the sleep itself when there is something to read.
+//! alone. One that sleeps is rung by the first of any number of pushes. It sleeps on over a few sources
+//! which want nothing but to be read: their descriptors go into the *scout*, an epoll instance that the
+//! kernel watches for the reactor, and end the sleep themselves when there is something to read.
 //!
 //! **The driver owns the slots.** They belong to the reactor's thread and need no synchronization. A
 //! completion names its slot and a generation; a slot is freed at its last completion, so no

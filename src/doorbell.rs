@@ -3,9 +3,9 @@
 //! | state | meaning |
 //! | --- | --- |
 //! | `RUNNING` | the reactor's thread is awake and will look at the intake before it sleeps |
-//! | `DOZING` | it sleeps in the kernel, or is about to; the bell has to be rung, or one registration left to the [scout](crate::backend::scout) |
-//! | `PARKED` | the same, and the bell has to be rung: the scout has had its registration, or is not watched |
 //! | `RUNG` | somebody asked for the current or the next turn to end; nobody needs to ring |
+//! | `PARKED` | it sleeps in the kernel, or is about to, and the bell has to be rung |
+//! | `PARKED` + n | the same, but instead of that a registration may be left to the [scout](crate::backend::scout), n times |
 //!
 //! The race that this survives: a pusher adds a source and looks whether the reactor sleeps; the
 //! reactor looks whether there are sources and goes to sleep. If both looked before the other had
@@ -13,10 +13,10 @@
 //! second, with a sequentially consistent fence between: at least one of them sees the other.
 //! (`push_against_park` in `loom-tests/` is this story, and fails without either fence.)
 //!
-//! A registration that is left to the scout lies in the intake while the reactor sleeps. There is one
-//! for each time that it sleeps, and whoever leaves it there takes on what ringing would have done: it
-//! has put the descriptor where its first event ends the sleep, or else it rings after all. See
-//! [`Source`](crate::source) for how those who want more of it than that are told apart.
+//! A registration that is left to the scout lies in the intake while the reactor sleeps. Whoever leaves it
+//! there takes on what ringing would have done: it has put the descriptor where its first event ends the
+//! sleep, or else it rings after all. See [`Source`](crate::source) for how those who want more of it than
+//! that are told apart.
 //!
 //! A wake needs no fence, because both sides exchange the state itself, and the second of two
 //! exchanges sees the first. Exchanges also pass on what came before others of their kind, so that a
@@ -33,7 +33,7 @@ pub(crate) struct Doorbell {
 /// What came of an attempt to sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parked {
-    /// The state is `DOZING` or `PARKED`, and whoever has news will see to it that it ends.
+    /// Whoever has news will see to it that the sleep ends.
     Asleep,
     /// Somebody had asked for a turn to end, or has rung meanwhile.
     Rung,
@@ -53,9 +53,9 @@ pub(crate) enum Call {
 }
 
 const RUNNING: u32 = 0;
-const DOZING: u32 = 1;
+const RUNG: u32 = 1;
+/// And all above.
 const PARKED: u32 = 2;
-const RUNG: u32 = 3;
 
 impl Doorbell {
     pub(crate) fn new() -> Doorbell {
@@ -73,9 +73,10 @@ impl Doorbell {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let (next, call) = match state {
-                DOZING if scout => (PARKED, Call::Scout),
-                DOZING | PARKED => (RUNG, Call::Bell),
-                _ => return Call::Nobody,
+                RUNNING | RUNG => return Call::Nobody,
+                PARKED => (RUNG, Call::Bell),
+                _ if scout => (state - 1, Call::Scout),
+                _ => (RUNG, Call::Bell),
             };
             match self
                 .state
@@ -91,15 +92,14 @@ impl Doorbell {
     #[must_use]
     pub(crate) fn wake(&self) -> bool {
         // Release: what the caller did before `wake` is seen by the turn that ends for it.
-        let before = self.state.swap(RUNG, Ordering::Release);
-        before == DOZING || before == PARKED
+        self.state.swap(RUNG, Ordering::Release) >= PARKED
     }
 
-    /// The reactor is about to sleep, if `idle` says that there is still nothing to do. `scouted`
-    /// says that it watches the scout while it does.
+    /// The reactor is about to sleep, if `idle` says that there is still nothing to do. It watches the
+    /// scout meanwhile, to which so many registrations may be left.
     #[must_use]
-    pub(crate) fn park(&self, scouted: bool, idle: impl FnOnce() -> bool) -> Parked {
-        let parked = if scouted { DOZING } else { PARKED };
+    pub(crate) fn park(&self, scouts: u32, idle: impl FnOnce() -> bool) -> Parked {
+        let parked = PARKED + scouts;
         if self
             .state
             .compare_exchange(RUNNING, parked, Ordering::Relaxed, Ordering::Relaxed)

@@ -46,6 +46,9 @@ const CANCELLED_AT_END: usize = 1024;
 const AHEAD: usize = 16;
 /// Looks at the intake, a turn, before it goes on without sleeping.
 const LOOKS: u32 = 4;
+/// Registrations that a sleep leaves to the scout, before the next one rings. To ring costs whoever
+/// registers about as much as that many, so no number of them costs more than twice the least.
+const SCOUTS: u32 = 8;
 
 /// A main poll that has reported and lives on, so that what it reports from now on goes straight to its
 /// source: all that an edge needs to know of a slot, in a quarter of a cache line.
@@ -96,9 +99,9 @@ pub(crate) struct Driver {
     spin: Duration,
     /// Where new polls go.
     tier: Tier,
-    /// The last drain found more than one source: the next will be followed by others, too, and one
-    /// ring of the bell wakes the reactor for all.
-    crowded: bool,
+    /// Registrations that the next sleep leaves to the scout. None if more came at once, the last time
+    /// that any did: the next will be followed by others, too, and one ring wakes the reactor for all.
+    scouts: u32,
     /// The backend knows that its descriptor counts.
     nested: bool,
     /// The last one that was given out. No two polls have the same, whatever slot they are in.
@@ -130,7 +133,7 @@ impl Driver {
             spin,
             insists: false,
             tier: Tier::Near,
-            crowded: false,
+            scouts: SCOUTS,
             nested: false,
             generation: 0,
             spare: 0,
@@ -353,7 +356,7 @@ impl Driver {
                 return if rung { Rest::Awake } else { Rest::Glance };
             }
             let nothing = || shared.intake.is_empty() && idle();
-            match shared.doorbell.park(!self.crowded, nothing) {
+            match shared.doorbell.park(self.scouts, nothing) {
                 Parked::Asleep => return Rest::Asleep,
                 Parked::Rung => return Rest::Awake,
                 Parked::Busy if !idle() => break,
@@ -377,12 +380,14 @@ impl Driver {
 
     #[inline(never)]
     fn attend_each(&mut self) {
-        let mut count = 0_usize;
+        let mut newcomers = 0;
         for source in self.shared.intake.drain() {
-            count += 1;
+            newcomers += u32::from(source.slot() == NO_SLOT);
             self.attend(source);
         }
-        self.crowded = count > 1;
+        if newcomers > 0 {
+            self.scouts = if newcomers > SCOUTS { 0 } else { SCOUTS };
+        }
         self.count_down();
     }
 
@@ -732,7 +737,7 @@ impl Driver {
         let shared = &self.shared;
         let asleep = quiet
             && !shared.doorbell.is_rung()
-            && shared.doorbell.park(false, || shared.intake.is_empty()) == Parked::Asleep;
+            && shared.doorbell.park(0, || shared.intake.is_empty()) == Parked::Asleep;
         if !asleep {
             shared.bell.ring();
         }
@@ -846,9 +851,10 @@ fn take_out(source: &Source) -> (Intent, bool) {
         return (intent, true);
     }
     // SAFETY: the descriptor is the user's, who promised to keep it open until it is deregistered, or
-    // ours to close after this. If it is closed, its number names another file or none, and no entry:
-    // one registration is scouted while the reactor sleeps, and now it is awake. (One that is too late
-    // has its descriptor open, and removes its entry itself.)
+    // ours to close after this. If it is closed, its number names another file or none, and no entry, or
+    // that of another registration which the same sleep has left to the scout. That is drained with this
+    // one, and finds its entry gone. (One that is too late has its descriptor open, and removes its entry
+    // itself.)
     let descriptor = unsafe { BorrowedFd::borrow_raw(source.fd()) };
     (intent, source.shared().bell.scout.remove(descriptor))
 }

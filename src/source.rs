@@ -58,7 +58,7 @@
 //! `*_its_drop`, `*_its_close`, `*_a_poll_of_the_other_direction`)
 //!
 //! *The reactor wakes, and sleeps again, while a descriptor is on its way into the scout.* It sleeps over
-//! nothing that was pushed before, but for the one that this very sleep has left to the scout. So the
+//! nothing that was pushed before, but for those that this very sleep has left to the scout. So the
 //! driver has looked at the source, and `QUEUED` is clear: the mark is not made, and the descriptor is
 //! taken out again by who put it in. (`scout::a_scouted_registration_against_a_wake`)
 //!

@@ -6,7 +6,7 @@ mod common;
 use common::descriptors::*;
 use common::*;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
@@ -61,6 +61,29 @@ fn scouted(turning: &Turning) -> (UnixStream, UnixStream, Registration) {
     let (ours, theirs) = unix_pair();
     let registration = sleeps_through(turning, || for_reading(&ours, turning.handle()));
     (ours, theirs, registration)
+}
+
+/// A pair whose first descriptor has that number, if the number was just closed and no other thread takes
+/// it first.
+fn pair_with(number: RawFd) -> (UnixStream, UnixStream) {
+    let (one, other) = unix_pair();
+    if other.as_raw_fd() == number {
+        (other, one)
+    } else {
+        (one, other)
+    }
+}
+
+/// More than one sleep leaves to the scout, with their peers.
+const MANY: usize = 32;
+
+fn crowd(handle: &Handle) -> Vec<(UnixStream, UnixStream, Registration)> {
+    let one = |_| {
+        let (ours, theirs) = unix_pair();
+        let registration = for_reading(&ours, handle);
+        (ours, theirs, registration)
+    };
+    (0..MANY).map(one).collect()
 }
 
 both_backends! {
@@ -154,25 +177,53 @@ both_backends! {
         }
     }
 
-    fn a_second_registration_wakes_it(backend: Backend) {
+    fn a_few_registrations_wake_nobody_and_each_is_heard(backend: Backend) {
         let turning = parked(backend);
-        let (_ours, _theirs, _registration) = scouted(&turning);
-        let before = turning.handle().metrics();
-        let (ours, theirs) = unix_pair();
-        let registration = for_reading(&ours, turning.handle());
-        wait_until(|| turning.handle().metrics().entries >= before.entries + 2);
-        hears(&registration, || put(&theirs, b"x"));
+        for _ in 0..5 {
+            let few: Vec<_> = (0..4).map(|_| scouted(&turning)).collect();
+            // The first of these wakes it. By then it has to know of all.
+            for (_, theirs, registration) in &few {
+                hears(registration, || put(theirs, b"x"));
+            }
+            for (_, theirs, registration) in few.iter().rev() {
+                hears(registration, || put(theirs, b"x"));
+            }
+            drop(few);
+            turning.pass();
+        }
     }
 
-    fn where_several_came_at_once_the_next_wakes_it_right_away(backend: Backend) {
+    fn the_event_of_any_of_a_few_wakes_it(backend: Backend) {
         let turning = parked(backend);
-        let (_ours, _theirs, _one) = scouted(&turning);
-        let (ours, _theirs) = unix_pair();
-        let _two = for_reading(&ours, turning.handle());
+        for which in 0..4 {
+            let few: Vec<_> = (0..4).map(|_| scouted(&turning)).collect();
+            let (_, theirs, registration) = &few[which];
+            hears(registration, || put(theirs, b"x"));
+            drop(few);
+            turning.pass();
+        }
+    }
+
+    fn many_registrations_wake_it(backend: Backend) {
+        let turning = parked(backend);
+        let before = turning.handle().metrics().turns;
+        let many = crowd(turning.handle());
+        wait_until(|| turning.handle().metrics().turns > before);
+        for (_, theirs, registration) in &many {
+            hears(registration, || put(theirs, b"x"));
+        }
+    }
+
+    fn where_many_came_at_once_the_next_wakes_it_right_away(backend: Backend) {
+        let reactor = lone(backend);
+        let _many = crowd(&reactor.handle());
+        let turning = Turning::start(reactor);
         turning.wait_until_parked();
         let before = turning.handle().metrics().turns;
-        let _three = for_reading(&ours, turning.handle());
+        let (ours, theirs) = unix_pair();
+        let registration = for_reading(&ours, turning.handle());
         wait_until(|| turning.handle().metrics().turns > before);
+        hears(&registration, || put(&theirs, b"x"));
         // It came alone, and so does the next, as far as one can tell.
         let (_ours, theirs, registration) = scouted(&turning);
         hears(&registration, || put(&theirs, b"x"));
@@ -240,15 +291,28 @@ both_backends! {
         drop(ours);
         drop(registration);
         turning.pass();
-        let (again, their_again) = unix_pair();
-        let (again, their_again) = if their_again.as_raw_fd() == number {
-            (their_again, again)
-        } else {
-            (again, their_again)
-        };
+        let (again, their_again) = pair_with(number);
         let registration = sleeps_through(&turning, || for_reading(&again, turning.handle()));
         sleeps_through(&turning, || put(&theirs, b"x"));
         hears(&registration, || put(&their_again, b"x"));
+        drop(copy);
+    }
+
+    fn a_number_taken_anew_in_the_same_sleep_is_scouted_for_its_new_file(backend: Backend) {
+        let turning = parked(backend);
+        let (ours, old_peer, early) = scouted(&turning);
+        let (number, copy) = (ours.as_raw_fd(), ours.try_clone().unwrap());
+        drop(ours);
+        let (again, their_again) = pair_with(number);
+        let late = sleeps_through(&turning, || for_reading(&again, turning.handle()));
+        hears(&late, || put(&their_again, b"x"));
+        drop(early);
+        turning.pass();
+        // The old file, which lives on, is in no scout any more.
+        sleeps_through(&turning, || put(&old_peer, b"x"));
+        hears(&late, || put(&their_again, b"x"));
+        let (_ours, theirs, registration) = scouted(&turning);
+        hears(&registration, || put(&theirs, b"x"));
         drop(copy);
     }
 

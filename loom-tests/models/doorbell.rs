@@ -60,7 +60,7 @@ fn two_pushes_while_parked() {
     explore(Preemptions(3), || {
         let (reactor, _handle, world) = reactor();
         let shared = Arc::clone(reactor.shared());
-        assert_eq!(shared.doorbell.park(false, || true), Parked::Asleep);
+        assert_eq!(shared.doorbell.park(0, || true), Parked::Asleep);
         let pushers = [(); 2].map(|()| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || shared.nudge())

@@ -107,7 +107,7 @@ fn a_refused_scout_against_park() {
     });
 }
 
-/// Two at once: one at most is left to the scout, and neither is lost.
+/// Two at once: both may be left to the scout, in one sleep or in two, and neither is lost.
 #[test]
 fn two_scouted_registrations_against_park() {
     explore(Preemptions(2), || {
@@ -233,7 +233,7 @@ fn a_poll_rings_for_what_is_not_yet_scouted() {
         // SAFETY: `source` outlives it.
         let published = unsafe { Published::from_raw(&raw const *source) };
         published.announce();
-        assert_eq!(shared.doorbell.park(true, || true), Parked::Asleep);
+        assert_eq!(shared.doorbell.park(1, || true), Parked::Asleep);
         assert_eq!(shared.doorbell.pushed(true), Call::Scout);
         assert!(published.poll(Read, Waker::noop()).is_pending());
         assert_eq!(world.rings(), 1);
@@ -249,7 +249,7 @@ fn a_deregistration_takes_its_descriptor_along() {
     explore(Preemptions(3), || {
         let (mut reactor, handle, world) = reactor();
         let shared = Arc::clone(reactor.shared());
-        assert_eq!(shared.doorbell.park(true, || true), Parked::Asleep);
+        assert_eq!(shared.doorbell.park(1, || true), Parked::Asleep);
         let mut registration = registered(&handle, 10);
         assert_eq!(world.scouted(), [10]);
         registration.deregister(&fd(10)).unwrap();
@@ -260,13 +260,13 @@ fn a_deregistration_takes_its_descriptor_along() {
     });
 }
 
-/// Of two pushes one is left to the scout, and the other rings.
+/// Where one may be left to the scout, the other of two pushes rings.
 #[test]
-fn two_pushes_while_dozing() {
+fn two_pushes_over_one_scout() {
     explore(Preemptions(3), || {
         let (reactor, _handle, _world) = reactor();
         let shared = Arc::clone(reactor.shared());
-        assert_eq!(shared.doorbell.park(true, || true), Parked::Asleep);
+        assert_eq!(shared.doorbell.park(1, || true), Parked::Asleep);
         let pushers = [(); 2].map(|()| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || shared.doorbell.pushed(true))
@@ -283,7 +283,7 @@ fn the_end_against_a_scouted_registration() {
     explore(Preemptions(3), || {
         let (reactor, handle, world) = reactor();
         let shared = Arc::clone(reactor.shared());
-        assert_eq!(shared.doorbell.park(true, || true), Parked::Asleep);
+        assert_eq!(shared.doorbell.park(1, || true), Parked::Asleep);
         let user = thread::spawn(move || {
             let registration = Registration::new();
             let new = registration.register_interest(&fd(10), Interest::READABLE, &handle);

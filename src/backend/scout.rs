@@ -3,9 +3,10 @@
 //!
 //! To wake a processor that sleeps costs the caller more than ten microseconds, `epoll_ctl` one. So a
 //! thread that registers with a parked reactor leaves the registration in the intake and the descriptor
-//! here, once for each time that the reactor sleeps. The first news of the descriptor, or the first
-//! ring of the bell for another reason, wakes the reactor, which drains the intake as always: takes the
-//! descriptor out of the scout, and watches it itself. What was ready before that is reported then.
+//! here. The first news of one of these descriptors, or the first ring of the bell for another reason, wakes
+//! the reactor, which drains the intake as always: takes the descriptors out of the scout, and watches them
+//! itself. What was ready before that is reported then. That costs the reactor a call for each, and so does
+//! leaving it here whoever registers; of many that come at once only the first few do, or none.
 //!
 //! So the scout is a doorbell that descriptors ring themselves. Nobody waits on it or reads its events,
 //! and none need be: whoever watches an epoll instance is woken by every wake-up of an entry, also of one
@@ -18,9 +19,10 @@
 //! [`SCOUTED`](crate::source::intent::Intent::SCOUTED); then of whoever clears that bit. An entry
 //! goes by the number of its descriptor, and a number can be closed and used again. So it is removed by
 //! a `register` or `deregister`, which have a descriptor that is open, or by the reactor while it is
-//! awake, when no other registration can be scouted. If the reactor finds no entry of that number and
+//! awake, when no more registrations are left here. If the reactor finds no entry of that number and
 //! file, the descriptor was closed too early; another descriptor of its file may keep the entry alive,
-//! and then nobody can remove it. The whole instance is replaced.
+//! and then nobody can remove it. The whole instance is replaced. If instead it finds the entry of another
+//! registration, whose descriptor was given that number, it is that one's which it does not find.
 
 use crate::backend::bell;
 use crate::backend::process;

@@ -4,7 +4,7 @@
 //! - `handoff/parked`: it sleeps, one registration at a time.
 //! - `handoff/parked/both`: the same for reading and writing. The descriptor can be written to at once,
 //!   so that the thread has to wake.
-//! - `handoff/parked-16`: it sleeps, and 16 come in a row.
+//! - `handoff/parked-N`: it sleeps, and N come in a row.
 //! - `handoff/first-event`: it sleeps; from the call until it has seen the event of a descriptor
 //!   that was ready all along.
 //!
@@ -48,7 +48,11 @@ pub(super) fn entries() -> Vec<Entry> {
         ("handoff/parked", true, Parked, 1, Add, Read),
         ("handoff/parked/both", true, Parked, 1, Add, Both),
         ("handoff/parked/remove", false, Parked, 1, Remove, Read),
+        ("handoff/parked-2", false, Parked, 2, Add, Read),
+        ("handoff/parked-4", false, Parked, 4, Add, Read),
+        ("handoff/parked-8", false, Parked, 8, Add, Read),
         ("handoff/parked-16", true, Parked, 16, Add, Read),
+        ("handoff/parked-32", false, Parked, 32, Add, Read),
         ("handoff/parked-16/remove", false, Parked, 16, Remove, Read),
         ("handoff/first-event", true, Parked, 1, FirstEvent, Read),
     ];
