@@ -6,6 +6,7 @@ mod common;
 use common::descriptors::*;
 use common::*;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::fs;
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -225,7 +226,39 @@ fn kill(child: libc::pid_t) {
     assert!(libc::WIFSIGNALED(status));
 }
 
+/// How many threads of the machine wait for a disk, or count as such.
+fn blocked() -> u32 {
+    let text = fs::read_to_string("/proc/stat").unwrap();
+    let line = text
+        .lines()
+        .find_map(|it| it.strip_prefix("procs_blocked "));
+    line.unwrap().parse().unwrap()
+}
+
+/// Which kernel runs: 6.15 is `(6, 15)`.
+fn kernel() -> (u32, u32) {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = text.split(|it: char| !it.is_ascii_digit());
+    let mut next = || numbers.next().unwrap().parse().unwrap();
+    (next(), next())
+}
+
 both_backends_in_child! {
+    fn one_that_sleeps_does_not_count_as_waiting_for_a_disk(backend: Backend) {
+        if kernel() < (6, 15) {
+            return;
+        }
+        let others = (0..500).map(|_| blocked()).min().unwrap();
+        let event = event_fd();
+        let turning = Turning::start(reactor(backend));
+        let registration = Registration::new();
+        registration.register_interest(&event, Interest::READABLE, turning.handle()).unwrap();
+        turning.pass();
+        turning.wait_until_parked();
+        wait_until(|| blocked() <= others);
+        drop(registration);
+    }
+
     fn signals_without_pause_lose_nothing(backend: Backend) {
         handle(libc::SIGUSR1);
         let mut reactor = reactor(backend);

@@ -12,7 +12,7 @@
 //! `LAG + 1` blocks for one event and harvests `LAG + 1`.
 
 use crate::backend::{Completion, Token, process};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{EnterFlags, IoUring, opcode, squeue};
 use rustix::io_uring::{
     IoringEnterFlags as Flags, io_uring_enter, io_uring_enter_arg, io_uring_getevents_arg,
     io_uring_params, io_uring_ptr,
@@ -55,6 +55,8 @@ pub(crate) struct Ring {
     /// Entries in the submission queue. The kernel takes them during a system call only.
     queued: u32,
     submissions: u32,
+    /// What a call that looks for completions is told.
+    looks: Flags,
     /// Of the ring's descriptor in the thread's table of registered rings.
     registered: Option<u32>,
     process: u32,
@@ -108,7 +110,14 @@ impl Ring {
             result => result?,
         };
         let view = View::new(&ring)?;
+        let mut looks = Flags::GETEVENTS;
+        // Since Linux 6.15. Before that whoever sleeps here with a poll armed counts as waiting for a disk
+        // (`io_cqring_wait`), and so an idle server as one that is short of I/O.
+        if ring.params().is_feature_no_iowait() {
+            looks |= Flags::from_bits_retain(EnterFlags::NO_IOWAIT.bits());
+        }
         Ok(Ring {
+            looks,
             queued: 0,
             submissions: ring.params().sq_entries(),
             ring: ManuallyDrop::new(ring),
@@ -182,7 +191,7 @@ impl Ring {
         let least = self.lag + want;
         // A timeout costs the kernel a timer, so it is given only where one can expire.
         let timeout = timeout.filter(|timeout| want > 0 && timeout.as_secs() < i32::MAX as u64);
-        self.syscall(least, Flags::GETEVENTS, timeout)
+        self.syscall(least, self.looks, timeout)
     }
 
     // Inlined, as all between it and the wait of a turn. The kernel's defence against speculation on
