@@ -56,20 +56,12 @@ pub(crate) enum Tag {
     Internal = 5,
 }
 
-/// Names a request: 32 bits of slot, 21 of generation, 3 of tag, and 8 that steer.
-///
-/// io_uring keeps armed polls in up to 256 hash buckets, new ones in front, and a removal walks past
-/// all that are younger (`io_poll_find` in Linux 6.18). The bucket is the top byte of the product of
-/// `user_data` and a constant, so the top byte of `user_data` can choose it. Polls that were armed one
-/// after the other share a bucket: a server that ends its oldest connections first then walks the same
-/// bucket again and again, through the processor's cache instead of through memory.
+/// Names a request: 32 bits of slot, 21 of generation, 3 of tag, and 8 for the [list](Token::in_list).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Token(pub(crate) u64);
 
 impl Token {
     pub(crate) const MAX_GENERATION: u32 = (1 << 21) - 1;
-    /// Generations whose polls share a bucket. A registration takes two.
-    const COHORT: u32 = 32;
     /// `GOLDEN_RATIO_64` of the kernel's `hash_64`.
     const MULTIPLIER: u64 = 0x61C8_8646_80B5_83EB;
     /// What the last byte of that times this is 1, in a byte.
@@ -77,14 +69,18 @@ impl Token {
 
     pub(crate) const fn new(tag: Tag, slot: u32, generation: u32) -> Token {
         let generation = generation & Token::MAX_GENERATION;
-        let bits = slot as u64 | (generation as u64) << 32 | (tag as u64) << 53;
-        if !matches!(tag, Tag::Main | Tag::Urgent) {
-            // Nobody will look for it.
-            return Token(bits);
-        }
-        let bucket = (generation / Token::COHORT) as u8;
+        Token(slot as u64 | (generation as u64) << 32 | (tag as u64) << 53)
+    }
+
+    /// The same request, for a poll that io_uring is to keep in that list.
+    ///
+    /// A ring has up to 256 of them (`io_poll_req_insert` in Linux 6.18), and the one that a poll is in is
+    /// the top byte of the product of its `user_data` and a constant. So the top byte of `user_data` can
+    /// choose it.
+    pub(crate) const fn in_list(self, list: u8) -> Token {
+        let bits = self.0 & (u64::MAX >> 8);
         let unsteered = (bits.wrapping_mul(Token::MULTIPLIER) >> 56) as u8;
-        let steer = bucket.wrapping_sub(unsteered).wrapping_mul(Token::INVERSE);
+        let steer = list.wrapping_sub(unsteered).wrapping_mul(Token::INVERSE);
         Token(bits | (steer as u64) << 56)
     }
 
@@ -148,14 +144,22 @@ pub(crate) enum Tier {
     Far,
 }
 
-/// Which of a backend's rooms a poll is in, if it has several: the answer to [`Kernel::arm`], to be
-/// given back with whatever concerns that poll.
+/// Where a poll is in the backend: the answer to [`Kernel::arm`], to be given back with whatever concerns
+/// that poll.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Place(pub(crate) u8);
+pub(crate) struct Place {
+    /// In which of its rings, if it has several.
+    pub(crate) ring: u8,
+    /// In which of the ring's lists.
+    pub(crate) list: u8,
+}
 
 impl Place {
     /// Where every poll of the far tier is.
-    pub(crate) const FAR: Place = Place(u8::MAX);
+    pub(crate) const FAR: Place = Place {
+        ring: u8::MAX,
+        list: 0,
+    };
 }
 
 /// A kernel that can be asked to watch descriptors.
@@ -300,15 +304,17 @@ mod tests {
     }
 
     #[test]
-    fn polls_of_a_cohort_share_a_bucket() {
-        let bucket = |slot, generation| {
-            let token = Token::new(Tag::Main, slot, generation);
-            token.0.wrapping_mul(Token::MULTIPLIER) >> 56
-        };
-        for cohort in [0, 1, 255, 256, 1000] {
+    fn a_token_is_in_the_list_that_was_chosen_and_still_the_same() {
+        for list in [0, 1, 100, 255] {
             for (slot, generation) in [(0, 0), (7, 1), (100_000, 15), (u32::MAX, 31)] {
-                let generation = cohort * Token::COHORT + generation;
-                assert_eq!(bucket(slot, generation), u64::from(cohort % 256));
+                let token = Token::new(Tag::Main, slot, generation);
+                let listed = token.in_list(list);
+                assert_eq!(
+                    listed.0.wrapping_mul(Token::MULTIPLIER) >> 56,
+                    u64::from(list)
+                );
+                assert_eq!(listed.tagged(Tag::Main), token);
+                assert_eq!(listed.in_list(list.wrapping_add(1)).in_list(list), listed);
             }
         }
     }

@@ -159,18 +159,18 @@ impl Uring {
     }
 
     /// The ring that takes a poll of that file.
-    fn choose(&mut self, fd: RawFd) -> Place {
+    fn choose(&mut self, fd: RawFd) -> u8 {
         let had_children = !self.children.is_empty();
-        let place = self.children.choose(self.instance.polls, fd);
+        let ring = self.children.choose(self.instance.polls, fd);
         if !had_children && !self.children.is_empty() {
             self.watch_call();
         }
-        place
+        ring
     }
 
-    fn instance(&mut self, place: Place) -> &mut Instance {
+    fn instance(&mut self, ring: u8) -> &mut Instance {
         // The main ring closes what was in no ring, or in one that is gone.
-        self.children.get(place).unwrap_or(&mut self.instance)
+        self.children.get(ring).unwrap_or(&mut self.instance)
     }
 
     /// An instance in the place of one that is of no use any more, and ends.
@@ -218,9 +218,9 @@ impl Kernel for Uring {
     fn arm(&mut self, token: Token, fd: RawFd, events: u16, tier: Tier) -> Place {
         self.shared.counters.entries.add(1);
         if tier == Tier::Near {
-            let place = self.choose(fd);
-            self.instance(place).arm(token, fd, events);
-            return place;
+            let ring = self.choose(fd);
+            let list = self.instance(ring).arm(token, fd, events);
+            return Place { ring, list };
         }
         self.watch_far();
         if let Err(error) = self.far.add(token, fd, events) {
@@ -235,20 +235,20 @@ impl Kernel for Uring {
             self.far.remove(token, fd);
             self.made.push(Completion::end(token, libc::ECANCELED));
         } else {
-            let entry = opcode::PollRemove::new(token.0).build();
-            self.instance(place).remove(token, entry);
+            let entry = opcode::PollRemove::new(token.in_list(place.list).0).build();
+            self.instance(place.ring).remove(token, entry);
         }
     }
 
     fn insist(&mut self, token: Token, place: Place) {
         self.shared.counters.entries.add(1);
-        let entry = opcode::AsyncCancel::new(token.0).build();
-        self.instance(place).remove(token, entry);
+        let entry = opcode::AsyncCancel::new(token.in_list(place.list).0).build();
+        self.instance(place.ring).remove(token, entry);
     }
 
     fn close(&mut self, token: Token, fd: OwnedFd, place: Place) {
         self.shared.counters.entries.add(1);
-        self.instance(place).close(token, fd);
+        self.instance(place.ring).close(token, fd);
     }
 
     fn wait(&mut self, timeout: Option<Duration>, batch: &mut Vec<Completion>) -> io::Result<()> {

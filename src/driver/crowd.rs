@@ -87,7 +87,7 @@ impl Bench {
     /// How many children there are.
     fn rings(&mut self) -> usize {
         let places = self.driver().slots.iter();
-        let places = places.map(|(_, slot)| usize::from(slot.place.0));
+        let places = places.map(|(_, slot)| usize::from(slot.place.ring));
         places.max().unwrap_or(0)
     }
 }
@@ -177,7 +177,7 @@ fn what_an_eventfd_may_wake_stays_in_the_main_ring() {
         let registration = bench.register(&file);
         bench.turn();
         let (_, youngest) = bench.driver().slots.iter().next_back().unwrap();
-        assert_eq!(youngest.place == Place(0), in_main, "{file:?}");
+        assert_eq!(youngest.place.ring == 0, in_main, "{file:?}");
         drop(registration);
         bench.turn();
     }

@@ -383,7 +383,10 @@ impl Kernel for Liar {
         assert!(!world.polls.iter().any(twice), "armed twice");
         world.told[owner].watched = true;
         let place = match tier {
-            Tier::Near => Place(world.bytes.byte() % 8),
+            Tier::Near => Place {
+                ring: world.bytes.byte() % 8,
+                list: world.bytes.byte(),
+            },
             Tier::Far => Place::FAR,
         };
         world.polls.push(Living {

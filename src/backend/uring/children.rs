@@ -39,7 +39,7 @@
 use super::instance::Instance;
 use super::ring::Ring;
 use crate::backend::bell::new_eventfd;
-use crate::backend::{Completion, Place, process};
+use crate::backend::{Completion, process};
 use crate::metrics::Counters;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -49,7 +49,8 @@ use std::sync::atomic::{Ordering, fence};
 
 /// Whether the kernel sees the muting in time. See the module's documentation.
 const MUTES: bool = cfg!(any(target_arch = "x86", target_arch = "x86_64"));
-const MAIN: Place = Place(0);
+/// The number of the main ring, before those of the children.
+const MAIN: u8 = 0;
 
 /// How many polls go where.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +89,7 @@ pub(super) struct Children {
     scale: u32,
     /// The ring that takes polls until it is full. So those that come one after the other stay
     /// together, a batch of them takes one system call, and they share a list (see `Token`).
-    current: Place,
+    current: u8,
 }
 
 impl Children {
@@ -106,8 +107,8 @@ impl Children {
         self.rings.is_empty()
     }
 
-    pub(super) fn get(&mut self, place: Place) -> Option<&mut Instance> {
-        self.rings.get_mut(usize::from(place.0).checked_sub(1)?)
+    pub(super) fn get(&mut self, ring: u8) -> Option<&mut Instance> {
+        self.rings.get_mut(usize::from(ring).checked_sub(1)?)
     }
 
     pub(super) fn call(&self) -> Option<BorrowedFd<'_>> {
@@ -115,7 +116,7 @@ impl Children {
     }
 
     /// The ring that takes a poll of that file, where the main ring has so many.
-    pub(super) fn choose(&mut self, main: u32, fd: RawFd) -> Place {
+    pub(super) fn choose(&mut self, main: u32, fd: RawFd) -> u8 {
         if self.current == MAIN && main < self.limits.main {
             return MAIN;
         }
@@ -123,7 +124,7 @@ impl Children {
     }
 
     #[inline(never)]
-    fn choose_among_all(&mut self, main: u32, fd: RawFd) -> Place {
+    fn choose_among_all(&mut self, main: u32, fd: RawFd) -> u8 {
         if has_room(main, self.limits.main) {
             self.current = MAIN;
             self.scale = 1;
@@ -132,23 +133,22 @@ impl Children {
         if !may_call(fd) {
             return MAIN;
         }
-        let polls = |place: Place| self.polls(place, main);
+        let polls = |ring: u8| self.polls(ring, main);
         if polls(self.current) >= self.limit(self.current) {
-            let places = (0..=self.rings.len()).map(|index| Place(index as u8));
-            let mut places = places.filter(|&place| has_room(polls(place), self.limit(place)));
-            let place = places.next();
-            self.current = place.unwrap_or_else(|| self.add());
+            let mut rings = 0..=self.rings.len() as u8;
+            let ring = rings.find(|&ring| has_room(polls(ring), self.limit(ring)));
+            self.current = ring.unwrap_or_else(|| self.add());
         }
         self.current
     }
 
-    fn polls(&self, place: Place, main: u32) -> u32 {
-        let child = usize::from(place.0).checked_sub(1);
+    fn polls(&self, ring: u8, main: u32) -> u32 {
+        let child = usize::from(ring).checked_sub(1);
         child.map_or(main, |index| self.rings[index].polls)
     }
 
-    fn limit(&self, place: Place) -> u32 {
-        let limit = if place == MAIN {
+    fn limit(&self, ring: u8) -> u32 {
+        let limit = if ring == MAIN {
             self.limits.main
         } else {
             self.limits.child
@@ -157,12 +157,12 @@ impl Children {
     }
 
     /// One more child. If there can be none, those that there are take more.
-    fn add(&mut self) -> Place {
+    fn add(&mut self) -> u8 {
         if self.rings.len() < self.limits.children {
             match self.make() {
                 Ok(child) => {
                     self.rings.push(child);
-                    return Place(self.rings.len() as u8);
+                    return self.rings.len() as u8;
                 }
                 Err(error) => tracing::debug!(%error, "there can be no ring for more polls"),
             }

@@ -46,7 +46,7 @@ fn with_the_smallest_child() -> Uring {
 }
 
 fn child(uring: &mut Uring) -> &mut Instance {
-    uring.children.get(Place(1)).expect("something was armed")
+    uring.children.get(1).expect("something was armed")
 }
 
 impl Polls {
