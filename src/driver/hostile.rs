@@ -22,7 +22,7 @@
 
 use super::slot::State;
 use super::*;
-use crate::backend::{Bell, events};
+use crate::backend::{Bell, Place, Tag, Token, events};
 use crate::error::Error;
 use crate::handle::Handle;
 use crate::ready::{Interest, Ready};

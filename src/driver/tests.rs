@@ -2,8 +2,7 @@
 
 use super::slot::PATIENCE;
 use super::*;
-use crate::backend::Bell;
-use crate::backend::events;
+use crate::backend::{Bell, Place, Tag, Token, events};
 use crate::error::Error;
 use crate::handle::Handle;
 use crate::ready::{Interest, Ready};
