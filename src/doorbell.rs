@@ -74,8 +74,7 @@ impl Doorbell {
         loop {
             let (next, call) = match state {
                 RUNNING | RUNG => return Call::Nobody,
-                PARKED => (RUNG, Call::Bell),
-                _ if scout => (state - 1, Call::Scout),
+                _ if scout && state > PARKED => (state - 1, Call::Scout),
                 _ => (RUNG, Call::Bell),
             };
             match self

@@ -90,6 +90,11 @@ impl Bench {
         let places = places.map(|(_, slot)| usize::from(slot.place.ring));
         places.max().unwrap_or(0)
     }
+
+    fn polls_in_main(&mut self) -> usize {
+        let places = self.driver().slots.iter();
+        places.filter(|(_, slot)| slot.place.ring == 0).count()
+    }
 }
 
 struct Connection {
@@ -196,6 +201,10 @@ fn a_ring_takes_polls_again_when_others_have_gone() {
     }
     check(&mut bench, &connections);
     assert!(bench.rings() <= 9, "{} children", bench.rings());
+    assert!(
+        bench.polls_in_main() <= LIMITS.child as usize,
+        "no more than a child"
+    );
     // All go, and few come: these find room in the main ring.
     connections.clear();
     bench.turn();

@@ -3,8 +3,8 @@
 //! The kernel keeps the polls of a ring in at most 256 lists and walks one of them to remove a poll. With
 //! 100 000 in one ring that is a walk of 400, most of them in no cache, and costs several times what
 //! epoll takes. So the main ring takes as many as it serves at a good price, and what comes after that
-//! goes to rings of its kind, made when they are needed. A child that cannot be made is no error: the
-//! rings that there are take more. One that has become empty stays, because who had so many connections
+//! goes to rings of its kind, made when they are needed. From then on it takes no more than each of them. A
+//! child that cannot be made is no error: the rings that there are take more. One that has become empty stays, because who had so many connections
 //! once may have them again, and beside what those took it is little.
 //!
 //! # Who sleeps
@@ -55,7 +55,9 @@ const MAIN: u8 = 0;
 /// How many polls go where.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
+    /// In the main ring, while no other has any.
     pub(crate) main: u32,
+    /// In each ring, otherwise.
     pub(crate) child: u32,
     /// Each takes 150 KiB of the memory that may be locked, of which other processes of the user want
     /// some too, and two descriptors.
@@ -85,6 +87,8 @@ pub(super) struct Children {
     /// By which they call. There is one as soon as there are children.
     call: Option<OwnedFd>,
     limits: Limits,
+    /// How many the main ring takes now.
+    main: u32,
     /// The limits are that many times as high, because there can be no more rings.
     scale: u32,
     /// The ring that takes polls until it is full. So those that come one after the other stay
@@ -98,6 +102,7 @@ impl Children {
             rings: Vec::new(),
             call: None,
             limits,
+            main: limits.main,
             scale: 1,
             current: MAIN,
         }
@@ -117,7 +122,7 @@ impl Children {
 
     /// The ring that takes a poll of that file, where the main ring has so many.
     pub(super) fn choose(&mut self, main: u32, fd: RawFd) -> u8 {
-        if self.current == MAIN && main < self.limits.main {
+        if self.current == MAIN && main < self.main {
             return MAIN;
         }
         self.choose_among_all(main, fd)
@@ -125,7 +130,13 @@ impl Children {
 
     #[inline(never)]
     fn choose_among_all(&mut self, main: u32, fd: RawFd) -> u8 {
-        if has_room(main, self.limits.main) {
+        let crowd = self.rings.iter().any(|child| child.polls > 0);
+        self.main = if crowd {
+            self.limits.child
+        } else {
+            self.limits.main
+        };
+        if has_room(main, self.main) {
             self.current = MAIN;
             self.scale = 1;
             return MAIN;
@@ -149,7 +160,7 @@ impl Children {
 
     fn limit(&self, ring: u8) -> u32 {
         let limit = if ring == MAIN {
-            self.limits.main
+            self.main
         } else {
             self.limits.child
         };
