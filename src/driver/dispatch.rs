@@ -1,7 +1,7 @@
 //! From completions to wakers.
 
 use super::Driver;
-use super::slot::{Fd, State};
+use super::slot::{Stage, State};
 use crate::backend::{Completion, Tag};
 use crate::metrics::Counters;
 use crate::ready::Ready;
@@ -177,10 +177,10 @@ impl Driver {
     fn closed(&mut self, completion: Completion) {
         let index = completion.token.slot();
         if let Some(slot) = self.slots.get_mut(index as usize)
-            && slot.fd == Fd::Closing
+            && slot.stage == Stage::Closing
             && completion.token == slot.close_token(index)
         {
-            slot.fd = Fd::Closed;
+            slot.stage = Stage::Closed;
             self.ended.push(index);
         }
     }

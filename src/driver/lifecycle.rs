@@ -1,7 +1,7 @@
 //! What comes over a driver as a whole: another thread or process, being nested in another loop, and the end.
 
 use super::reconcile::take_out;
-use super::slot::{Fd, State};
+use super::slot::{Stage, State};
 use super::{Driver, NOW};
 use crate::backend::{Standing, Tag, Token};
 use crate::source::NO_SLOT;
@@ -40,9 +40,9 @@ impl Driver {
         for (index, slot) in &mut self.slots {
             slot.main.state = State::Idle;
             slot.urgent.state = State::Idle;
-            if slot.fd == Fd::Closing {
+            if slot.stage == Stage::Closing {
                 // The old ring executed it with its submission, or gave the descriptor back.
-                slot.fd = Fd::Closed;
+                slot.stage = Stage::Closed;
             }
             self.ended.push(index as u32);
         }

@@ -2,7 +2,7 @@
 //! what is armed for it.
 
 use super::Driver;
-use super::slot::{Fd, Slot, State, Watch, wanted};
+use super::slot::{Slot, Stage, State, Watch, wanted};
 use crate::backend::{Place, Tag, Tier, Token};
 use crate::source::intent::Intent;
 use crate::source::{NO_SLOT, RETIRED, Source};
@@ -78,13 +78,12 @@ impl Driver {
                     returned: None,
                     main: Watch::idle(self.generation),
                     urgent: Watch::idle(self.generation),
-                    fd: Fd::Kept,
+                    stage: Stage::Living,
                     tier: self.tier,
                     misplaced: false,
                     place: Place::default(),
                     pollable: false,
                     failed: false,
-                    closing: false,
                     shortages: 0,
                 });
                 self.reconcile(index, intent);
@@ -104,8 +103,8 @@ impl Driver {
             return;
         };
         let closing = intent.contains(Intent::CLOSING);
-        if closing && !slot.closing {
-            slot.closing = true;
+        if closing && slot.stage == Stage::Living {
+            slot.stage = Stage::Ending;
             self.departed += 1;
         }
         let (main, urgent) = if closing || slot.failed {
@@ -162,7 +161,7 @@ impl Driver {
         let slot = &mut self.slots[index as usize];
         if let Some((token, fd)) = slot.close(index) {
             self.kernel.close(token, fd, slot.place);
-        } else if slot.fd != Fd::Closing {
+        } else if slot.stage != Stage::Closing {
             let slot = self.slots.remove(index as usize);
             let mut source = slot.source;
             if let Some(returned) = slot.returned {

@@ -45,10 +45,13 @@ impl Watch {
     }
 }
 
-/// What has become of a descriptor that was handed over.
+/// How far a registration has come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fd {
-    Kept,
+pub(super) enum Stage {
+    Living,
+    /// The end has been seen.
+    Ending,
+    /// The descriptor was handed over, and the kernel has been asked to close it.
     Closing,
     Closed,
 }
@@ -61,7 +64,7 @@ pub(super) struct Slot {
     pub(super) returned: Option<Arc<Source>>,
     pub(super) main: Watch,
     pub(super) urgent: Watch,
-    pub(super) fd: Fd,
+    pub(super) stage: Stage,
     /// Of the main poll. The urgent one is always far.
     pub(super) tier: Tier,
     /// The main poll, if it is armed, is in another tier than that.
@@ -72,8 +75,6 @@ pub(super) struct Slot {
     pub(super) pollable: bool,
     /// The kernel's verdict was final.
     pub(super) failed: bool,
-    /// The end has been seen.
-    pub(super) closing: bool,
     pub(super) shortages: u8,
 }
 
@@ -97,13 +98,15 @@ impl Slot {
 
     /// No completion is on its way.
     pub(super) fn is_quiet(&self) -> bool {
-        self.main.state == State::Idle && self.urgent.state == State::Idle && self.fd != Fd::Closing
+        self.main.state == State::Idle
+            && self.urgent.state == State::Idle
+            && self.stage != Stage::Closing
     }
 
     /// The descriptor, if it was handed over and is to be closed now, and the token for that.
     pub(super) fn close(&mut self, index: u32) -> Option<(Token, OwnedFd)> {
         let fd = self.source.take_fd()?;
-        self.fd = Fd::Closing;
+        self.stage = Stage::Closing;
         Some((self.close_token(index), fd))
     }
 

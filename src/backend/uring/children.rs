@@ -131,11 +131,10 @@ impl Children {
     #[inline(never)]
     fn choose_among_all(&mut self, main: u32, fd: RawFd) -> u8 {
         let crowd = self.rings.iter().any(|child| child.polls > 0);
-        self.main = if crowd {
-            self.limits.child
-        } else {
-            self.limits.main
-        };
+        self.main = self.limits.main;
+        if crowd {
+            self.main = self.main.min(self.limits.child);
+        }
         if has_room(main, self.main) {
             self.current = MAIN;
             self.scale = 1;
