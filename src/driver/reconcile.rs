@@ -25,7 +25,7 @@ impl Driver {
     }
 
     #[inline(never)]
-    pub(super) fn attend_each(&mut self) {
+    fn attend_each(&mut self) {
         let mut newcomers = 0;
         for source in self.shared.intake.drain() {
             newcomers += u32::from(source.slot() == NO_SLOT);
@@ -34,11 +34,7 @@ impl Driver {
         if newcomers > 0 {
             self.scouts = if newcomers > SCOUTS { 0 } else { SCOUTS };
         }
-        self.count_down();
-    }
-
-    /// Those that have ended do not count any more.
-    pub(super) fn count_down(&mut self) {
+        // One that was seen to end elsewhere is in the intake, too, or will be.
         let departed = std::mem::take(&mut self.departed);
         if departed > 0 {
             self.shared.count_down(departed);
@@ -46,7 +42,7 @@ impl Driver {
     }
 
     /// What is wanted of a source from the intake, which the scout has no part in any more.
-    pub(super) fn take_intent(&mut self, source: &Source) -> Intent {
+    fn take_intent(&mut self, source: &Source) -> Intent {
         let (intent, out) = take_out(source);
         if !out {
             // The file may live on by another descriptor, and its entry with it.
@@ -98,7 +94,7 @@ impl Driver {
     }
 
     /// Asks the kernel for the difference between what is wanted and what is armed.
-    pub(super) fn reconcile(&mut self, index: u32, intent: Intent) {
+    fn reconcile(&mut self, index: u32, intent: Intent) {
         let Some(slot) = self.slots.get_mut(index as usize) else {
             return;
         };
@@ -199,7 +195,6 @@ impl Driver {
             }
         }
         self.ended = ended;
-        self.count_down();
         if !self.haunted.is_empty() && !self.kernel.is_haunted() {
             for source in self.haunted.drain(..) {
                 source.release();
