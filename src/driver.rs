@@ -1,7 +1,8 @@
 //! The driver: brings what the kernel watches in line with what is wanted.
 //!
 //! It belongs to the reactor's thread and uses no atomics of its own. It owns the slots, one a
-//! registration; a [`Token`](crate::backend::Token) names a slot and a generation. A poll is in one of three states:
+//! registration; a [`Token`](crate::backend::Token) names a slot and a generation. A poll is in one of
+//! three states:
 //!
 //! ```text
 //!             arm                     cancel

@@ -3,9 +3,10 @@
 //! The kernel keeps the polls of a ring in at most 256 lists and walks one of them to remove a poll. With
 //! 100 000 in one ring that is a walk of 400, most of them in no cache, and costs several times what
 //! epoll takes. So the main ring takes as many as it serves at a good price, and what comes after that
-//! goes to rings of its kind, made when they are needed. From then on it takes no more than each of them. A
-//! child that cannot be made is no error: the rings that there are take more. One that has become empty stays, because who had so many connections
-//! once may have them again, and beside what those took it is little.
+//! goes to rings of its kind, made when they are needed. From then on it takes no more than each of them.
+//! A child that cannot be made is no error: the rings that there are take more. One that has become empty
+//! stays, because who had so many connections once may have them again, and beside what those took it is
+//! little.
 //!
 //! # Who sleeps
 //!
@@ -88,7 +89,7 @@ pub(super) struct Children {
     call: Option<OwnedFd>,
     limits: Limits,
     /// How many the main ring takes now.
-    main: u32,
+    main_limit: u32,
     /// The limits are that many times as high, because there can be no more rings.
     scale: u32,
     /// The ring that takes polls until it is full. So those that come one after the other stay
@@ -102,7 +103,7 @@ impl Children {
             rings: Vec::new(),
             call: None,
             limits,
-            main: limits.main,
+            main_limit: limits.main,
             scale: 1,
             current: MAIN,
         }
@@ -122,7 +123,7 @@ impl Children {
 
     /// The ring that takes a poll of that file, where the main ring has so many.
     pub(super) fn choose(&mut self, main: u32, fd: RawFd) -> u8 {
-        if self.current == MAIN && main < self.main {
+        if self.current == MAIN && main < self.main_limit {
             return MAIN;
         }
         self.choose_among_all(main, fd)
@@ -131,11 +132,11 @@ impl Children {
     #[inline(never)]
     fn choose_among_all(&mut self, main: u32, fd: RawFd) -> u8 {
         let crowd = self.rings.iter().any(|child| child.polls > 0);
-        self.main = self.limits.main;
+        self.main_limit = self.limits.main;
         if crowd {
-            self.main = self.main.min(self.limits.child);
+            self.main_limit = self.main_limit.min(self.limits.child);
         }
-        if has_room(main, self.main) {
+        if has_room(main, self.main_limit) {
             self.current = MAIN;
             self.scale = 1;
             return MAIN;
@@ -159,7 +160,7 @@ impl Children {
 
     fn limit(&self, ring: u8) -> u32 {
         let limit = if ring == MAIN {
-            self.main
+            self.main_limit
         } else {
             self.limits.child
         };
