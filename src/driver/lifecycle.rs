@@ -73,10 +73,7 @@ impl Driver {
 
     /// Waits for what is on its way already, until `done`. Returns how many events were dispatched,
     /// and whether it came to that.
-    pub(super) fn dispatch_until(
-        &mut self,
-        done: impl Fn(&Driver) -> bool,
-    ) -> io::Result<(usize, bool)> {
+    fn dispatch_until(&mut self, done: impl Fn(&Driver) -> bool) -> io::Result<(usize, bool)> {
         let mut events = 0;
         for _ in 0..64 {
             if done(self) {
