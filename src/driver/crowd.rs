@@ -91,9 +91,9 @@ impl Bench {
         places.max().unwrap_or(0)
     }
 
-    fn polls_in_main(&mut self) -> usize {
+    fn polls_in(&mut self, ring: u8) -> usize {
         let places = self.driver().slots.iter();
-        places.filter(|(_, slot)| slot.place.ring == 0).count()
+        places.filter(|(_, slot)| slot.place.ring == ring).count()
     }
 }
 
@@ -202,7 +202,7 @@ fn a_ring_takes_polls_again_when_others_have_gone() {
     check(&mut bench, &connections);
     assert!(bench.rings() <= 9, "{} children", bench.rings());
     assert!(
-        bench.polls_in_main() <= LIMITS.child as usize,
+        bench.polls_in(0) <= LIMITS.child as usize,
         "no more than a child"
     );
     // All go, and few come: these find room in the main ring.
@@ -410,13 +410,22 @@ fn without_a_child_to_be_had_the_main_ring_takes_all() {
 }
 
 #[test]
-fn rings_take_more_when_there_can_be_no_more_of_them() {
+fn rings_share_what_comes_when_there_can_be_no_more_of_them() {
     let mut bench = Bench::new(Limits {
         children: 2,
         ..LIMITS
     });
-    let connections = Connection::many(&mut bench, 1000);
+    let mut connections = Connection::many(&mut bench, 1000);
     assert_eq!(bench.rings(), 2);
+    check(&mut bench, &connections);
+    let polls = [0, 1, 2].map(|ring| bench.polls_in(ring));
+    let [least, most] = [polls.iter().min(), polls.iter().max()].map(Option::unwrap);
+    assert!(most - least <= LIMITS.child as usize / 4, "{polls:?}");
+    // All go, and few come: these find room in the main ring.
+    connections.clear();
+    bench.turn();
+    let connections = Connection::many(&mut bench, 40);
+    assert_eq!(bench.rings(), 0);
     check(&mut bench, &connections);
 }
 

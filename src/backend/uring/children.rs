@@ -72,7 +72,7 @@ impl Default for Limits {
         let (main, child) = if cfg!(crowded) {
             (4, 3)
         } else {
-            (12_000, 4_000)
+            (12_000, 2_500)
         };
         Limits {
             main,
@@ -88,13 +88,10 @@ pub(super) struct Children {
     /// By which they call. There is one as soon as there are children.
     call: Option<OwnedFd>,
     limits: Limits,
-    /// How many the main ring takes now.
-    main_limit: u32,
-    /// The limits are that many times as high, because there can be no more rings.
-    scale: u32,
-    /// The ring that takes polls until it is full. So those that come one after the other stay
-    /// together, a batch of them takes one system call, and they share a list (see `Token`).
+    /// The ring that takes polls, until it has `ceiling` of them. So those that come one after the other
+    /// stay together, a batch of them takes one system call, and they share a list (see `Token`).
     current: u8,
+    ceiling: u32,
 }
 
 impl Children {
@@ -103,9 +100,8 @@ impl Children {
             rings: Vec::new(),
             call: None,
             limits,
-            main_limit: limits.main,
-            scale: 1,
             current: MAIN,
+            ceiling: limits.main,
         }
     }
 
@@ -123,7 +119,7 @@ impl Children {
 
     /// The ring that takes a poll of that file, where the main ring has so many.
     pub(super) fn choose(&mut self, main: u32, fd: RawFd) -> u8 {
-        if self.current == MAIN && main < self.main_limit {
+        if self.current == MAIN && main < self.ceiling {
             return MAIN;
         }
         self.choose_among_all(main, fd)
@@ -131,26 +127,43 @@ impl Children {
 
     #[inline(never)]
     fn choose_among_all(&mut self, main: u32, fd: RawFd) -> u8 {
-        let crowd = self.rings.iter().any(|child| child.polls > 0);
-        self.main_limit = self.limits.main;
-        if crowd {
-            self.main_limit = self.main_limit.min(self.limits.child);
+        let Limits {
+            main: mut limit,
+            child,
+            ..
+        } = self.limits;
+        if self.rings.iter().any(|ring| ring.polls > 0) {
+            limit = limit.min(child);
         }
-        if has_room(main, self.main_limit) {
-            self.current = MAIN;
-            self.scale = 1;
+        if has_room(main, limit) {
+            self.take_from_now_on(MAIN, limit);
             return MAIN;
         }
         if !may_call(fd) {
             return MAIN;
         }
-        let polls = |ring: u8| self.polls(ring, main);
-        if polls(self.current) >= self.limit(self.current) {
-            let mut rings = 0..=self.rings.len() as u8;
-            let ring = rings.find(|&ring| has_room(polls(ring), self.limit(ring)));
-            self.current = ring.unwrap_or_else(|| self.add());
+        if self.polls(self.current, main) >= self.ceiling {
+            let mut children = 1..=self.rings.len() as u8;
+            let ring = children.find(|&ring| has_room(self.polls(ring, main), child));
+            match ring.or_else(|| self.add()) {
+                Some(ring) => self.take_from_now_on(ring, child),
+                None => self.take_a_few_more(main),
+            }
         }
         self.current
+    }
+
+    fn take_from_now_on(&mut self, ring: u8, ceiling: u32) {
+        self.current = ring;
+        self.ceiling = ceiling;
+    }
+
+    /// All rings are full, and there can be no more of them. So they share what comes, a few at a time.
+    fn take_a_few_more(&mut self, main: u32) {
+        let rings = 0..=self.rings.len() as u8;
+        let polls = rings.map(|ring| (self.polls(ring, main), ring)).min();
+        let (polls, ring) = polls.expect("there is the main ring");
+        self.take_from_now_on(ring, polls.saturating_add(self.limits.child.div_ceil(4)));
     }
 
     fn polls(&self, ring: u8, main: u32) -> u32 {
@@ -158,32 +171,20 @@ impl Children {
         child.map_or(main, |index| self.rings[index].polls)
     }
 
-    fn limit(&self, ring: u8) -> u32 {
-        let limit = if ring == MAIN {
-            self.main_limit
-        } else {
-            self.limits.child
-        };
-        limit.saturating_mul(self.scale)
-    }
-
-    /// One more child. If there can be none, those that there are take more.
-    fn add(&mut self) -> u8 {
-        if self.rings.len() < self.limits.children {
-            match self.make() {
-                Ok(child) => {
-                    self.rings.push(child);
-                    return self.rings.len() as u8;
-                }
-                Err(error) => tracing::debug!(%error, "there can be no ring for more polls"),
-            }
+    /// One more child, if there can be one.
+    fn add(&mut self) -> Option<u8> {
+        if self.rings.len() >= self.limits.children {
+            return None;
         }
-        self.scale = self.scale.saturating_mul(2);
-        MAIN
+        let child = self
+            .make()
+            .inspect_err(|error| tracing::debug!(%error, "there can be no ring for more polls"));
+        self.rings.push(child.ok()?);
+        Some(self.rings.len() as u8)
     }
 
     fn make(&mut self) -> io::Result<Instance> {
-        let mut child = Instance::of((self.limits.ring)()?);
+        let mut child = Instance::child((self.limits.ring)()?);
         child.owner = Some(process::thread());
         child.ring.enable()?;
         child.ring.mute(MUTES);

@@ -19,8 +19,10 @@ const BATCH: usize = 4096;
 /// Polls that are armed one after the other and share a list of the ring's. A removal walks past all
 /// younger polls of its list (`io_poll_find` in Linux 6.18). So a server that ends its oldest connections
 /// first walks the same list again and again, through the processor's cache instead of through memory.
-/// More of them would leave lists unused in a ring that has few polls.
-const RUN: u32 = 16;
+/// More of them would leave lists unused in a ring that has few polls. Given as the power of two.
+const RUN: u32 = 4;
+/// The same for a child, which has as many lists for a fifth of the polls.
+const RUN_OF_CHILD: u32 = 3;
 
 /// A ring with what must end with it.
 pub(super) struct Instance {
@@ -35,6 +37,8 @@ pub(super) struct Instance {
     /// Polls that were armed so far. Each ring has a count of its own, so that its lists are of one length
     /// whatever share of all polls it gets.
     armed: u32,
+    /// [`RUN`].
+    run: u32,
     /// Entries queued, entries submitted: positions in the stream of all entries.
     pushed: u64,
     submitted: u64,
@@ -64,6 +68,7 @@ impl Instance {
             backlog: VecDeque::new(),
             polls: 0,
             armed: 0,
+            run: RUN,
             pushed: 0,
             submitted: 0,
             closes: VecDeque::new(),
@@ -72,10 +77,16 @@ impl Instance {
         }
     }
 
+    pub(super) fn child(ring: Ring) -> Instance {
+        let mut child = Instance::of(ring);
+        child.run = RUN_OF_CHILD;
+        child
+    }
+
     /// Arms a poll, and returns the list that it is in.
     #[inline]
     pub(super) fn arm(&mut self, token: Token, fd: RawFd, events: u16) -> u8 {
-        let list = (self.armed / RUN) as u8;
+        let list = (self.armed >> self.run) as u8;
         self.armed = self.armed.wrapping_add(1);
         self.polls += 1;
         self.push(poll_add(token.in_list(list), fd, events));
