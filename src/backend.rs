@@ -56,32 +56,16 @@ pub(crate) enum Tag {
     Internal = 5,
 }
 
-/// Names a request: 32 bits of slot, 21 of generation, 3 of tag, and 8 for the [list](Token::in_list).
+/// Names a request: 32 bits of slot, 21 of generation, 3 of tag, and 8 that are the backend's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Token(pub(crate) u64);
 
 impl Token {
     pub(crate) const MAX_GENERATION: u32 = (1 << 21) - 1;
-    /// `GOLDEN_RATIO_64` of the kernel's `hash_64`.
-    const MULTIPLIER: u64 = 0x61C8_8646_80B5_83EB;
-    /// What the last byte of that times this is 1, in a byte.
-    const INVERSE: u8 = 0xC3;
 
     pub(crate) const fn new(tag: Tag, slot: u32, generation: u32) -> Token {
         let generation = generation & Token::MAX_GENERATION;
         Token(slot as u64 | (generation as u64) << 32 | (tag as u64) << 53)
-    }
-
-    /// The same request, for a poll that io_uring is to keep in that list.
-    ///
-    /// A ring has up to 256 of them (`io_poll_req_insert` in Linux 6.18), and the one that a poll is in is
-    /// the top byte of the product of its `user_data` and a constant. So the top byte of `user_data` can
-    /// choose it.
-    pub(crate) const fn in_list(self, list: u8) -> Token {
-        let bits = self.0 & (u64::MAX >> 8);
-        let unsteered = (bits.wrapping_mul(Token::MULTIPLIER) >> 56) as u8;
-        let steer = list.wrapping_sub(unsteered).wrapping_mul(Token::INVERSE);
-        Token(bits | (steer as u64) << 56)
     }
 
     pub(crate) const fn slot(self) -> u32 {
@@ -120,11 +104,6 @@ pub(crate) struct Completion {
 }
 
 impl Completion {
-    /// It is the last one of a poll.
-    pub(crate) const fn ends_poll(&self) -> bool {
-        !self.more && matches!(self.token.tag(), Some(Tag::Main | Tag::Urgent))
-    }
-
     /// The last completion of a request that ended with that error.
     pub(crate) fn end(token: Token, errno: i32) -> Completion {
         Completion {
@@ -301,21 +280,5 @@ mod tests {
         }
         assert_eq!(Token(0).tag(), None);
         assert_eq!(Token(u64::MAX).tag(), None);
-    }
-
-    #[test]
-    fn a_token_is_in_the_list_that_was_chosen_and_still_the_same() {
-        for list in [0, 1, 100, 255] {
-            for (slot, generation) in [(0, 0), (7, 1), (100_000, 15), (u32::MAX, 31)] {
-                let token = Token::new(Tag::Main, slot, generation);
-                let listed = token.in_list(list);
-                assert_eq!(
-                    listed.0.wrapping_mul(Token::MULTIPLIER) >> 56,
-                    u64::from(list)
-                );
-                assert_eq!(listed.tagged(Tag::Main), token);
-                assert_eq!(listed.in_list(list.wrapping_add(1)).in_list(list), listed);
-            }
-        }
     }
 }

@@ -34,6 +34,7 @@
 
 pub(crate) mod children;
 mod instance;
+mod list;
 pub(crate) mod ring;
 
 use crate::backend::epoll::Entries;

@@ -89,7 +89,7 @@ pub(super) struct Children {
     call: Option<OwnedFd>,
     limits: Limits,
     /// The ring that takes polls, until it has `ceiling` of them. So those that come one after the other
-    /// stay together, a batch of them takes one system call, and they share a list (see `Token`).
+    /// stay together, a batch of them takes one system call, and they share a [list](super::list).
     current: u8,
     ceiling: u32,
 }

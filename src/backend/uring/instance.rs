@@ -1,5 +1,6 @@
 //! A ring, what is to be submitted to it, and what must end with it.
 
+use super::list::{RUN, RUN_OF_CHILD};
 use super::ring::Ring;
 use crate::backend::{Completion, Tag, Token, process};
 use crate::metrics::Counters;
@@ -15,14 +16,6 @@ use std::time::Duration;
 /// One turn takes no more completions than that before it dispatches them, give or take the last
 /// harvest.
 const BATCH: usize = 4096;
-
-/// Polls that are armed one after the other and share a list of the ring's. A removal walks past all
-/// younger polls of its list (`io_poll_find` in Linux 6.18). So a server that ends its oldest connections
-/// first walks the same list again and again, through the processor's cache instead of through memory.
-/// More of them would leave lists unused in a ring that has few polls. Given as the power of two.
-const RUN: u32 = 4;
-/// The same for a child, which has as many lists for a fifth of the polls.
-const RUN_OF_CHILD: u32 = 3;
 
 /// A ring with what must end with it.
 pub(super) struct Instance {

@@ -11,7 +11,7 @@
 //! have consumed. It then counts `LAG` completions as still unread, and one call that asks for
 //! `LAG + 1` blocks for one event and harvests `LAG + 1`.
 
-use crate::backend::{Completion, Token, process};
+use crate::backend::{Completion, Tag, Token, process};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
 use rustix::io_uring::{
     IoringEnterFlags as Flags, io_uring_enter, io_uring_enter_arg, io_uring_getevents_arg,
@@ -264,7 +264,7 @@ impl Ring {
         batch.reserve(count as usize);
         for offset in 0..count {
             let completion = self.view.completion(self.consumed.wrapping_add(offset));
-            ended += u32::from(completion.ends_poll());
+            ended += u32::from(ends_poll(completion));
             batch.push(completion);
         }
         if count > 0 {
@@ -365,6 +365,11 @@ impl Ring {
         };
         result == 1
     }
+}
+
+/// Whether it is the last one of a poll.
+fn ends_poll(completion: Completion) -> bool {
+    !completion.more && matches!(completion.token.tag(), Some(Tag::Main | Tag::Urgent))
 }
 
 impl Drop for Ring {
