@@ -23,6 +23,8 @@ pub(crate) struct Effort {
     budget: Duration,
     /// The same, where a ratio is not known to `PRECISION` by then.
     limit: Duration,
+    /// How many times that long, for a workload that spreads so far that it would not be known by then.
+    patience: u32,
     least_rounds: usize,
     most_rounds: usize,
     /// Only our side takes rounds, and nothing is compared: for a profiler.
@@ -35,6 +37,7 @@ impl Effort {
         round: Duration::from_millis(1),
         budget: Duration::from_millis(50),
         limit: Duration::from_millis(50),
+        patience: 1,
         least_rounds: 3,
         most_rounds: 5,
         alone: false,
@@ -43,6 +46,7 @@ impl Effort {
         round: Duration::from_millis(4),
         budget: Duration::from_millis(2500),
         limit: Duration::from_secs(6),
+        patience: 1,
         least_rounds: 15,
         most_rounds: 301,
         alone: false,
@@ -51,6 +55,7 @@ impl Effort {
         round: Duration::from_millis(8),
         budget: Duration::from_secs(6),
         limit: Duration::from_secs(12),
+        patience: 4,
         least_rounds: 25,
         most_rounds: 1001,
         alone: false,
@@ -74,6 +79,14 @@ impl Effort {
         rounds.len() >= self.most_rounds
             || spent >= self.limit
             || (1..rounds[0].len()).all(|side| uncertainty(ratios(side).collect()) < PRECISION)
+    }
+
+    /// For a workload that spreads far.
+    pub(crate) fn patient(self) -> Effort {
+        Effort {
+            limit: self.patience * self.limit,
+            ..self
+        }
     }
 
     /// What each of that many groups of sides gets. Together they take no longer than one would, unless

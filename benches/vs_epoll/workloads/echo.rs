@@ -32,7 +32,7 @@ pub(super) fn entries() -> Vec<Entry> {
                     peers: &PEERS,
                     descriptors: u64::from(clients) * 2,
                 };
-                contest.run(effort, |peer| peer.side(&Echo { clients, size }))
+                contest.run(&effort.patient(), |peer| peer.side(&Echo { clients, size }))
             })
         })
     });
