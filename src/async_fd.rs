@@ -142,7 +142,7 @@ impl<T: AsFd> AsyncFd<T> {
     ///
     /// As [`new`](AsyncFd::new).
     pub fn with_handle(io: T, handle: &Handle) -> Result<AsyncFd<T>, NewError<T>> {
-        AsyncFd::with_handle_and_interest(io, default_interest(), handle)
+        AsyncFd::with_handle_and_interest(io, handle, default_interest())
     }
 
     /// As [`new`](AsyncFd::new), with this interest.
@@ -154,7 +154,7 @@ impl<T: AsFd> AsyncFd<T> {
     ///
     /// As [`new`](AsyncFd::new).
     pub fn with_interest(io: T, interest: Interest) -> Result<AsyncFd<T>, NewError<T>> {
-        AsyncFd::with_handle_and_interest(io, interest, &Handle::default())
+        AsyncFd::with_handle_and_interest(io, &Handle::default(), interest)
     }
 
     /// As [`with_interest`](AsyncFd::with_interest), with the reactor of `handle`.
@@ -164,8 +164,8 @@ impl<T: AsFd> AsyncFd<T> {
     /// As [`new`](AsyncFd::new).
     pub fn with_handle_and_interest(
         io: T,
-        interest: Interest,
         handle: &Handle,
+        interest: Interest,
     ) -> Result<AsyncFd<T>, NewError<T>> {
         // Registered first: a reactor that is gone leaves the file's flags as they were.
         let registered = AsyncFd::register(io, interest, handle)?;

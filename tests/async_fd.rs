@@ -88,7 +88,7 @@ both_backends! {
         assert!(!is_nonblocking(&ours));
 
         let interest = Interest::READABLE;
-        let error = AsyncFd::with_handle_and_interest(ours, interest, &gone).unwrap_err();
+        let error = AsyncFd::with_handle_and_interest(ours, &gone, interest).unwrap_err();
         let (mut ours, error) = error.into_parts();
         assert_eq!(error.kind(), ErrorKind::BrokenPipe);
         put(&mut theirs, b"alive");
@@ -114,7 +114,7 @@ both_backends! {
         assert!(is_nonblocking(&AsyncFd::new(io()).unwrap()));
         assert!(is_nonblocking(&AsyncFd::with_handle(io(), &handle).unwrap()));
         assert!(is_nonblocking(&AsyncFd::with_interest(io(), interest).unwrap()));
-        let io_with_both = AsyncFd::with_handle_and_interest(io(), interest, &handle).unwrap();
+        let io_with_both = AsyncFd::with_handle_and_interest(io(), &handle, interest).unwrap();
         assert!(is_nonblocking(&io_with_both));
         assert!(is_nonblocking(&io_with_both.into_inner()));
         assert!(!is_nonblocking(&AsyncFd::new_nonblocking(io()).unwrap()));
@@ -568,7 +568,7 @@ both_backends! {
         let mut reactor = reactor(backend);
         let handle = reactor.handle();
         let (ours, theirs) = tcp_pair();
-        let io = AsyncFd::with_handle_and_interest(ours, Interest::PRIORITY, &handle).unwrap();
+        let io = AsyncFd::with_handle_and_interest(ours, &handle, Interest::PRIORITY).unwrap();
         assert!(reactor.block_on(io.writable()).unwrap().unwrap().ready().is_writable());
         let mut task = pin!(io.readable());
         assert!(poll_once(task.as_mut()).is_pending());

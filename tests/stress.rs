@@ -511,7 +511,7 @@ stress_tests! {
         let background = reactor(backend).background().unwrap();
         let handle = background.handle();
         let (ours, theirs) = datagram_pair();
-        let ours = AsyncFd::with_handle_and_interest(ours, Interest::READABLE, &handle).unwrap();
+        let ours = AsyncFd::with_handle_and_interest(ours, &handle, Interest::READABLE).unwrap();
         let received = AtomicU64::new(0);
         let sum = AtomicU64::new(0);
         let tasks = 3;

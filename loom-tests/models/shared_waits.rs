@@ -259,7 +259,7 @@ fn a_waiter_that_leaves_against_dispatch() {
 fn two_tasks_share_what_comes() {
     explore(Preemptions(2), || {
         let (mut reactor, handle, world) = reactor();
-        let io = AsyncFd::with_handle_and_interest(file(), READABLE, &handle).unwrap();
+        let io = AsyncFd::with_handle_and_interest(file(), &handle, READABLE).unwrap();
         let io = Arc::new(io);
         let number = io.get_ref().as_raw_fd();
         turn(&mut reactor);
