@@ -18,11 +18,12 @@
 //! is given back, and then knows what the reactor did before that: no file is held any more.
 //! (`a_push_against_close`, `the_end_against_register`)
 //!
-//! Several threads can push faster than one drains. The list would grow, each drain be longer than
-//! the last, and the memory be used up in minutes. So while a drain of [`MANY`] goes on, whoever has
-//! pushed is held up for a moment; and so, for some moments more, until a drain finds fewer. That is a
-//! brake, not a lock: nobody waits for anybody, and before the first turn, on the reactor's own thread
-//! and with a reactor that takes no turns there is none.
+//! Several threads can register and deregister faster than one drains. The list would grow, each drain
+//! be longer than the last, and the memory be used up in minutes: with what has ended, for what lives is
+//! the user's to keep. So while a drain of [`MANY`] goes on, whoever ends a registration is held up for a
+//! moment; and so, for some moments more, until a drain finds fewer. That is a brake, not a lock: nobody
+//! waits for anybody, and before the first turn, on the reactor's own thread and with a reactor that
+//! takes no turns there is none.
 
 use crate::source::Source;
 use crate::sync::{Arc, AtomicPtr, Ordering, fence, thread};
@@ -32,7 +33,7 @@ use std::time::Duration;
 
 /// A drain of that many falls behind, as far as one can tell.
 const MANY: usize = 8192;
-/// How long a push is held up then.
+/// How long an end is held up then.
 const PAUSE: Duration = Duration::from_millis(1);
 /// How many are held up between two drains.
 const PAUSES: usize = 256;
@@ -49,7 +50,7 @@ pub(crate) struct Intake {
 struct Behind {
     /// The thread that drains.
     thread: AtomicUsize,
-    /// How many pushes are to be held up: any number while a drain is under way.
+    /// How many ends are to be held up: any number while a drain is under way.
     pauses: AtomicUsize,
 }
 
@@ -77,7 +78,7 @@ impl Intake {
         }
     }
 
-    /// After a push: gives a drain that has fallen behind a chance.
+    /// After the end of a registration: gives a drain that has fallen behind a chance.
     pub(crate) fn hold_up(&self) {
         let Behind {
             thread: drainer,

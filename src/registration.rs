@@ -74,13 +74,13 @@ use std::task::{Context, Poll};
 ///
 /// # Threads
 ///
-/// All methods but `deregister` may be called from any thread at any time, and none of them waits for
+/// All methods that take `&self` may be called from any thread at any time, and none of them waits for
 /// another thread or spins. Two tasks that poll one direction take it from each other; the one that is
 /// replaced is woken rather than forgotten.
 ///
-/// There is one brake. Threads that register and deregister faster than the reactor's can follow, until
-/// it is thousands behind, are held up for a millisecond at a time while that lasts, so that the
-/// memory of what waits for it stays bounded.
+/// Ending a registration has a brake. Threads that register and deregister faster than the reactor's can
+/// follow, until it is thousands behind, are held up for a millisecond at each end while that lasts, so
+/// that the memory of what has ended stays bounded. The reactor's own thread is not.
 pub struct Registration {
     /// Null until `register` has published a source; then an `Arc`'s pointer until the drop.
     source: AtomicPtr<Source>,

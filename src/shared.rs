@@ -67,7 +67,6 @@ impl Shared {
             (Call::Scout, _) => self.nudge(),
             (Call::Bell, _) => self.bell.ring(),
         }
-        self.intake.hold_up();
         Ok(())
     }
 

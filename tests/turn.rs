@@ -83,6 +83,21 @@ both_backends! {
         }
     }
 
+    fn a_timeout_is_not_rounded_up_to_the_next_millisecond(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let _registration = register_interest(&event_fd(), Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        let timeout = Duration::from_micros(50);
+        let mut shortest = Duration::MAX;
+        for _ in 0..1000 {
+            let start = Instant::now();
+            reactor.turn(Some(timeout)).unwrap();
+            shortest = shortest.min(start.elapsed());
+        }
+        assert!(shortest >= timeout, "{shortest:?}");
+        assert!(shortest < Duration::from_millis(1), "{shortest:?}");
+    }
+
     fn a_turn_waits_at_most_once(backend: Backend) {
         // Events that nobody asked for any more, and entries of its own, do not make it wait anew.
         let mut reactor = reactor(backend);

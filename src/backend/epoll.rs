@@ -133,13 +133,16 @@ impl Entries {
         timeout: Option<Duration>,
         batch: &mut Vec<Completion>,
     ) -> Result<usize, Errno> {
-        let timeout = timeout.map(|timeout| {
-            // More than the kernel's `i64` of seconds is for ever.
-            rustix::time::Timespec::try_from(timeout).unwrap_or(rustix::time::Timespec {
-                tv_sec: i64::from(i32::MAX),
-                tv_nsec: 0,
-            })
-        });
+        let timeout = match timeout {
+            // `epoll_wait` counts milliseconds, up to an `i32` of them. `epoll_pwait2` would not, but
+            // comes with Linux 5.11, and not through every filter.
+            Some(timeout) if !is_whole_milliseconds(timeout) => {
+                self.sleep(timeout)?;
+                Some(Duration::ZERO)
+            }
+            timeout => timeout,
+        };
+        let timeout = timeout.map(timespec);
         let mut buffer = [MaybeUninit::uninit(); BATCH];
         let (events, _) = epoll::wait(&self.epoll, &mut buffer, timeout.as_ref())?;
         batch.extend(events.iter().map(|event| Completion {
@@ -148,6 +151,15 @@ impl Entries {
             more: true,
         }));
         Ok(events.len())
+    }
+
+    /// Sleeps until there is something to take, to the nanosecond, as far as the system has them.
+    fn sleep(&self, timeout: Duration) -> Result<(), Errno> {
+        poll(
+            &mut [PollFd::new(&self.epoll, PollFlags::IN)],
+            Some(&timespec(timeout)),
+        )?;
+        Ok(())
     }
 
     /// Removes every poll's entry.
@@ -187,6 +199,18 @@ impl Entries {
             Err(error) => error != Errno::PERM,
         }
     }
+}
+
+fn is_whole_milliseconds(timeout: Duration) -> bool {
+    i32::try_from(timeout.as_millis()).is_ok() && timeout.subsec_nanos().is_multiple_of(1_000_000)
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    // More than the kernel's `i64` of seconds is for ever.
+    Timespec::try_from(duration).unwrap_or(Timespec {
+        tv_sec: i64::from(i32::MAX),
+        tv_nsec: 0,
+    })
 }
 
 pub(crate) struct Epoll {

@@ -218,6 +218,7 @@ impl Published<'_> {
         // nobody is to be told any more.
         self.end(End::Deregistered);
         self.request(bits);
+        self.shared.intake.hold_up();
     }
 
     /// Adds to the intent and makes the driver look, unless it is about to look anyway.
