@@ -73,6 +73,7 @@ impl Handle {
     /// nothing. Waking a reactor that is gone does nothing.
     pub fn wake(&self) {
         if let Some(shared) = self.peek() {
+            shared.counters.wakes.add_shared(1);
             shared.wake();
         }
     }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Metrics {
     /// Turns taken.
     pub turns: u64,
-    /// System calls that submit or wait: `io_uring_enter`, or `epoll_wait`. The calls that set a
-    /// ring up are not counted.
+    /// System calls that submit or wait: `io_uring_enter`, or `epoll_wait`, which a ring's reactor
+    /// makes for what the ring cannot watch. The calls that set a ring up are not counted.
     pub enters: u64,
     /// Entries handed to the kernel for registrations: polls, cancels and closes; under epoll,
     /// calls of `epoll_ctl`.
@@ -26,9 +26,9 @@ pub struct Metrics {
     pub spurious: u64,
     /// Polls armed anew because the kernel had ended them.
     pub rearms: u64,
-    /// Turns that found the completion queue overflown.
+    /// Times that a completion queue was found to have overflowed.
     pub overflows: u64,
-    /// Calls of `wake`.
+    /// Calls of [`Handle::wake`](crate::Handle::wake).
     pub wakes: u64,
     /// Rings, or epoll instances, that were replaced: after a move to another thread, after a
     /// fork, or beyond repair.

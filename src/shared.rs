@@ -80,7 +80,6 @@ impl Shared {
 
     /// Makes the current or the next turn return.
     pub(crate) fn wake(&self) {
-        self.counters.wakes.add_shared(1);
         if self.doorbell.wake() {
             self.bell.ring();
         }

@@ -1,4 +1,4 @@
-//! More at once than fits: overflown queues, re-armings by the thousand, floods of writes, an intake
+//! More at once than fits: overflowed queues, re-armings by the thousand, floods of writes, an intake
 //! that fills faster than it is drained.
 
 mod common;
@@ -65,7 +65,7 @@ fn hear_all(reactor: &mut Reactor, many: &[(OwnedFd, Registration)]) {
     });
 }
 
-fn assert_overflown(reactor: &Reactor) {
+fn assert_overflowed(reactor: &Reactor) {
     let metrics = reactor.metrics();
     if reactor.backend() == Backend::Uring {
         assert!(metrics.overflows > 0, "nothing overflew: {metrics:?}");
@@ -74,25 +74,25 @@ fn assert_overflown(reactor: &Reactor) {
 }
 
 /// A reactor that overflows early, and how many descriptors will make it.
-fn easily_overflown(backend: Backend) -> (Reactor, usize) {
+fn easily_overflowing(backend: Backend) -> (Reactor, usize) {
     limit_locked_memory(LITTLE);
     (reactor(backend), descriptors_to_spare(2_000) / 2)
 }
 
 both_backends_in_child! {
     fn every_round_of_an_overflow_is_heard(backend: Backend) {
-        let (mut reactor, n) = easily_overflown(backend);
+        let (mut reactor, n) = easily_overflowing(backend);
         let many = many(&reactor, n);
         for _ in 0..4 {
             overflow(&mut reactor, n);
             signal_all(&many);
             hear_all(&mut reactor, &many);
         }
-        assert_overflown(&reactor);
+        assert_overflowed(&reactor);
     }
 
     fn what_comes_while_the_queue_is_overflown_is_heard(backend: Backend) {
-        let (mut reactor, n) = easily_overflown(backend);
+        let (mut reactor, n) = easily_overflowing(backend);
         let many = many(&reactor, n);
         for _ in 0..4 {
             overflow(&mut reactor, n);
@@ -105,11 +105,11 @@ both_backends_in_child! {
             signal_all(&many);
             hear_all(&mut reactor, &many);
         }
-        assert_overflown(&reactor);
+        assert_overflowed(&reactor);
     }
 
     fn an_overflow_does_not_take_the_doorbell_away(backend: Backend) {
-        let (mut reactor, n) = easily_overflown(backend);
+        let (mut reactor, n) = easily_overflowing(backend);
         let handle = reactor.handle();
         settle(&mut reactor);
         let many = many(&reactor, n);
@@ -143,11 +143,11 @@ both_backends_in_child! {
                 read_ready_of(&mut reactor, &registration);
             });
         }
-        assert_overflown(&reactor);
+        assert_overflowed(&reactor);
     }
 
     fn what_ends_in_an_overflow_is_let_go(backend: Backend) {
-        let (mut reactor, n) = easily_overflown(backend);
+        let (mut reactor, n) = easily_overflowing(backend);
         settle(&mut reactor);
         let open = open_descriptors();
         for _ in 0..3 {

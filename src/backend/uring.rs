@@ -339,7 +339,11 @@ impl Kernel for Uring {
     fn own(&mut self, completion: Completion, batch: &mut Vec<Completion>) {
         if completion.token == FAR {
             // Edge-triggered on both sides: to the last event.
-            while self.far.wait(NOW, batch).is_ok_and(|count| count > 0) {}
+            let mut news = true;
+            while news {
+                self.shared.counters.enters.add(1);
+                news = self.far.wait(NOW, batch).is_ok_and(|count| count > 0);
+            }
         }
         if completion.token == GRAVE {
             let lingers = |sentinel: &OwnedFd| !is_gone(sentinel, Instant::now());

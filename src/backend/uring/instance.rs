@@ -25,6 +25,8 @@ pub(super) struct Instance {
     pub(super) owner: Option<u64>,
     pub(super) process: u32,
     backlog: VecDeque<squeue::Entry>,
+    /// System calls that no counter has heard of.
+    uncounted: u64,
     /// Polls that have not had their last completion, the backend's own aside.
     pub(super) polls: u32,
     /// Polls that were armed so far. Each ring has a count of its own, so that its lists are of one length
@@ -59,6 +61,7 @@ impl Instance {
             owner: None,
             process: process::generation(),
             backlog: VecDeque::new(),
+            uncounted: 0,
             polls: 0,
             armed: 0,
             run: RUN,
@@ -122,6 +125,7 @@ impl Instance {
     #[cold]
     fn make_room(&mut self) -> bool {
         if self.ring.free() == 0 {
+            self.uncounted += 1;
             let result = self.ring.submit();
             self.note_submitted(&result);
             self.refill();
@@ -172,6 +176,17 @@ impl Instance {
     }
 
     #[inline(always)]
+    fn counted_enter(
+        &mut self,
+        want: u32,
+        timeout: Option<Duration>,
+        counters: &Counters,
+    ) -> io::Result<()> {
+        counters.enters.add(1 + std::mem::take(&mut self.uncounted));
+        self.enter(want, timeout)
+    }
+
+    #[inline(always)]
     pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
         self.refill();
         let result = self.ring.enter(want, timeout);
@@ -209,11 +224,10 @@ impl Instance {
         let mut result = Ok(());
         let work = !self.ring.has_completions() && self.ring.has_work();
         if block || self.ring.queued() > 0 || work {
-            counters.enters.add(1);
-            result = self.enter(u32::from(block), timeout);
+            result = self.counted_enter(u32::from(block), timeout, counters);
         }
         let harvest = self.reap(batch);
-        if self.ring.is_overflown() {
+        if self.ring.has_overflowed() {
             counters.overflows.add(1);
         }
         if result.is_ok() && self.leaves_work(harvest) {
@@ -225,7 +239,7 @@ impl Instance {
     /// Normally a harvest is all that there is. One as large as a call can bring leaves work behind, and
     /// so does an overflow.
     fn leaves_work(&self, harvest: u32) -> bool {
-        harvest > 0 && (harvest >= self.ring.harvest_limit() || self.ring.is_overflown())
+        harvest > 0 && (harvest >= self.ring.harvest_limit() || self.ring.has_overflowed())
     }
 
     #[inline(never)]
@@ -236,8 +250,7 @@ impl Instance {
         counters: &Counters,
     ) -> io::Result<()> {
         while self.leaves_work(harvest) && batch.len() < BATCH {
-            counters.enters.add(1);
-            let result = self.enter(0, None);
+            let result = self.counted_enter(0, None, counters);
             harvest = self.reap(batch);
             result?;
         }
@@ -263,8 +276,7 @@ impl Instance {
     pub(super) fn settle(&mut self, counters: &Counters) -> io::Result<bool> {
         self.refill();
         if self.ring.queued() > 0 {
-            counters.enters.add(1);
-            self.enter(0, None)?;
+            self.counted_enter(0, None, counters)?;
         }
         Ok(!self.has_news() && self.backlog.is_empty())
     }

@@ -116,7 +116,10 @@ fn overflow(instance: &mut Instance) {
     for _ in 0..POLLS / 20 {
         instance.enter(0, None).unwrap();
     }
-    assert!(instance.ring.is_overflown(), "there is room for everything");
+    assert!(
+        instance.ring.has_overflowed(),
+        "there is room for everything"
+    );
 }
 
 /// Waits until the condition holds. Returns what was not of `polls`.
@@ -205,7 +208,7 @@ fn what_becomes_ready_once_the_full_queue_is_emptied_is_reported() {
     overflow(&mut uring.instance);
     let mut batch = Vec::new();
     uring.instance.reap(&mut batch);
-    assert!(!uring.instance.ring.has_completions() && uring.instance.ring.is_overflown());
+    assert!(!uring.instance.ring.has_completions() && uring.instance.ring.has_overflowed());
     // There is room now, and yet this poll ends: others wait for that room.
     signal(late_ones.as_fd());
     let (mut reported, mut ended) = (0, false);

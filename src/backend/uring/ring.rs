@@ -245,7 +245,7 @@ impl Ring {
         self.view.flags().load(Ordering::Acquire) & (SQ_TASKRUN | SQ_CQ_OVERFLOW) != 0
     }
 
-    pub(crate) fn is_overflown(&self) -> bool {
+    pub(crate) fn has_overflowed(&self) -> bool {
         self.view.flags().load(Ordering::Acquire) & SQ_CQ_OVERFLOW != 0
     }
 
