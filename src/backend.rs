@@ -5,25 +5,25 @@
 //! [`Completion`]s that carry it back, in the terms of io_uring: a poll, once armed, reports any
 //! number of times and then ends, exactly once, with a completion that is not followed by `more`.
 
-#[cfg(loom)]
+#[cfg(uring_reactor_loom)]
 pub(crate) mod fake;
-#[cfg(loom)]
+#[cfg(uring_reactor_loom)]
 pub(crate) use fake::{Bell, choice, process};
 
-#[cfg(not(loom))]
+#[cfg(not(uring_reactor_loom))]
 pub(crate) mod bell;
-#[cfg(not(loom))]
+#[cfg(not(uring_reactor_loom))]
 pub(crate) mod choice;
-#[cfg(not(loom))]
+#[cfg(not(uring_reactor_loom))]
 pub(crate) mod epoll;
-#[cfg(not(loom))]
+#[cfg(not(uring_reactor_loom))]
 pub(crate) mod process;
-#[cfg(not(loom))]
+#[cfg(not(uring_reactor_loom))]
 pub(crate) mod scout;
-#[cfg(not(loom))]
+#[cfg(not(uring_reactor_loom))]
 pub(crate) mod uring;
 
-#[cfg(not(loom))]
+#[cfg(not(uring_reactor_loom))]
 pub(crate) use bell::Bell;
 
 use std::io;
@@ -255,7 +255,7 @@ pub(crate) enum Standing {
     Inherited,
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(uring_reactor_loom)))]
 mod tests {
     use super::*;
 

@@ -306,11 +306,11 @@ impl Driver {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(uring_reactor_loom)))]
 mod crowd;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(uring_reactor_loom)))]
 mod tests;
 
-#[cfg(all(any(test, fuzzing), not(loom)))]
+#[cfg(all(any(test, fuzzing), not(uring_reactor_loom)))]
 pub(crate) mod hostile;

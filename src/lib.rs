@@ -102,12 +102,12 @@ mod sync;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-#[cfg(all(loom, test))]
+#[cfg(all(uring_reactor_loom, test))]
 #[path = "../loom-tests/models/mod.rs"]
 mod models;
 
 /// What `fuzz/` runs.
-#[cfg(all(fuzzing, not(loom)))]
+#[cfg(all(fuzzing, not(uring_reactor_loom)))]
 #[doc(hidden)]
 pub fn hostile_kernel(program: &[u8]) {
     driver::hostile::run(program);

@@ -3,7 +3,7 @@
 //! This is the only place that knows which. Everything that two threads share is written against
 //! these names, so that `loom-tests/` checks the code that ships and not a copy of it.
 
-#[cfg(not(loom))]
+#[cfg(not(uring_reactor_loom))]
 mod primitive {
     use std::any::Any;
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -70,7 +70,7 @@ mod primitive {
     }
 }
 
-#[cfg(loom)]
+#[cfg(uring_reactor_loom)]
 #[path = "../loom-tests/sync.rs"]
 mod primitive;
 
@@ -79,11 +79,11 @@ pub(crate) use primitive::*;
 /// A `const fn`, except under loom, whose atomics cannot be made in a constant.
 macro_rules! const_unless_loom {
     ($(#[$attribute:meta])* $visibility:vis fn $($rest:tt)*) => {
-        #[cfg(not(loom))]
+        #[cfg(not(uring_reactor_loom))]
         $(#[$attribute])*
         $visibility const fn $($rest)*
 
-        #[cfg(loom)]
+        #[cfg(uring_reactor_loom)]
         $(#[$attribute])*
         $visibility fn $($rest)*
     };

@@ -61,7 +61,7 @@ impl Intent {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(uring_reactor_loom)))]
 mod tests {
     use super::*;
 

@@ -295,7 +295,7 @@ impl Word {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(uring_reactor_loom)))]
 mod tests {
     use super::*;
     use Direction::{Read, Write};

@@ -69,7 +69,7 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         // The few are for `ci/crowded`, where the tests need no thousands to make a crowd.
-        let (main, child) = if cfg!(crowded) {
+        let (main, child) = if cfg!(uring_reactor_crowded) {
             (4, 3)
         } else {
             (12_000, 2_500)
