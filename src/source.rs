@@ -29,6 +29,11 @@
 //! the cell over and calls the task whose waker it replaces. Nobody is forgotten.
 //! (`two_polls_of_one_direction_against_dispatch`, `a_replaced_waker_against_dispatch`)
 //!
+//! *One task waits twice at a time*, as with `join`, and an edge comes while its second wait is at the
+//! cell, where it finds its own waker. The dispatch meets `BUSY` and calls nobody. The second wait is
+//! answered, or waits for something else; so it calls the waker that it found for the sake of the first.
+//! (`a_second_wait_of_one_task_against_*`, `a_poll_beside_a_wait_of_one_task_against_dispatch`)
+//!
 //! *A task is answered and waits again while the dispatch is still at its cell.* It meets `BUSY` and has
 //! itself called, or it finds the cell as the dispatch has left it.
 //! (`a_task_that_waits_again_against_its_dispatch`)
@@ -325,11 +330,16 @@ impl Source {
             let unused = self.vacate(direction);
             contain(|| drop(unused));
         }
-        if waited
-            && let Some(replaced) = replaced
-            && !replaced.will_wake(waker)
+        if let Some(replaced) = replaced
+            && waited
         {
-            contain(|| replaced.wake());
+            // One task may wait twice at a time. Its first wait is not served by our answer, nor by the
+            // same waker in the cell, if there was an edge while nobody but we could see to it. (An end
+            // is an answer to all.)
+            let missed = left.map_or(true, |(word, ())| word.tick() != before.tick());
+            if missed || !replaced.will_wake(waker) {
+                contain(|| replaced.wake());
+            }
         }
         match left {
             Ok(_) => Parked::Waiting,

@@ -4,9 +4,11 @@
 //! Exhaustive where two threads meet, bounded where three do.
 
 use super::support::*;
-use crate::source::Event;
+use crate::source::word::Direction::Read;
+use crate::source::word::End;
+use crate::source::{Event, Published, Source};
 use crate::sync::{AtomicUsize, Ordering};
-use crate::{AsyncFd, Interest, Registration};
+use crate::{AsyncFd, Interest, Ready, Registration};
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -222,6 +224,73 @@ fn a_wait_that_yields_against_the_end() {
         drop(waker);
         assert!(is_forgotten(&count));
     });
+}
+
+/// One task waits twice at a time, as with `join`: its second wait comes to the cell, where it finds its
+/// own waker, just while there is news. The first, which is not asked again unless the task is woken, has
+/// that announced to it, whatever becomes of the second.
+fn a_second_wait_of_one_task_against(
+    news: fn(&Source),
+    poll_second: fn(&Published<'_>, &mut Option<usize>, &Waker) -> bool,
+) {
+    explore(Exhaustive, move || {
+        let (_reactor, _handle, _world, registration) = armed(10);
+        let registration = Arc::new(registration);
+        let mut first = Task::new();
+        assert!(first.poll(&registration).is_pending());
+        let second = {
+            let (registration, waker) = (Arc::clone(&registration), first.waker.clone());
+            thread::spawn(move || {
+                let mut place = None;
+                let source = registration.source().unwrap();
+                let ready = poll_second(&source, &mut place, &waker);
+                source.leave(&mut place);
+                ready
+            })
+        };
+        news(&registration.source().unwrap());
+        let ready = second.join().unwrap();
+        assert!(first.count.get() > 0, "the second was told: {ready}");
+        drop(registration);
+        let Task { count, waker, .. } = first;
+        drop(waker);
+        assert!(is_forgotten(&count));
+    });
+}
+
+fn an_edge_for_readers(source: &Source) {
+    assert!(source.dispatch(Ready::READABLE));
+}
+
+#[test]
+fn a_second_wait_of_one_task_against_dispatch() {
+    a_second_wait_of_one_task_against(an_edge_for_readers, |source, place, waker| {
+        source.poll_shared(READABLE, place, waker).is_ready()
+    });
+}
+
+#[test]
+fn a_second_wait_of_one_task_for_something_else_against_dispatch() {
+    a_second_wait_of_one_task_against(an_edge_for_readers, |source, place, waker| {
+        let ready = source.poll_shared(Interest::PRIORITY, place, waker);
+        assert!(ready.is_pending());
+        false
+    });
+}
+
+#[test]
+fn a_poll_beside_a_wait_of_one_task_against_dispatch() {
+    a_second_wait_of_one_task_against(an_edge_for_readers, |source, _, waker| {
+        source.poll_event(Read, READABLE, waker).is_ready()
+    });
+}
+
+#[test]
+fn a_second_wait_of_one_task_against_the_end() {
+    a_second_wait_of_one_task_against(
+        |source| source.end(End::Gone),
+        |source, place, waker| source.poll_shared(READABLE, place, waker).is_ready(),
+    );
 }
 
 /// A waiter leaves the list, or renews its place, while the list is woken: the other is woken.

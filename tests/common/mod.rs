@@ -143,7 +143,6 @@ pub(crate) fn in_child<F: FnOnce()>(variables: &[(&str, &str)], body: F) {
             "--test-threads=1",
         ])
         .env(CHILD, name)
-        .env_remove("URING_REACTOR_BACKEND")
         .envs(variables.iter().copied());
     let started = {
         let _undisturbed = PROCESSES.write().unwrap_or_else(PoisonError::into_inner);
