@@ -394,6 +394,18 @@ both_backends! {
         }
     }
 
+    fn deregister_and_close_shows_it_in_the_next_turn_whatever_the_interest(backend: Backend) {
+        for interest in [Interest::READABLE, Interest::WRITABLE, Interest::PRIORITY] {
+            let mut reactor = reactor(backend);
+            let (ours, theirs) = tcp_pair();
+            let mut registration = register_interest(&ours, interest, &reactor);
+            settle(&mut reactor);
+            registration.deregister_and_close(ours).unwrap();
+            reactor.turn(Some(Duration::ZERO)).unwrap();
+            assert!(at_end(&theirs), "{interest:?}");
+        }
+    }
+
     fn deregister_and_close_wakes_waiters_once(backend: Backend) {
         let mut reactor = reactor(backend);
         let (ours, theirs) = unix_pair();

@@ -109,14 +109,12 @@ impl Driver {
             wanted(intent, self.kernel.separate_urgent())
         };
         let fd = slot.source.fd();
-        // The urgent poll first: a close follows upon the cancel of the last one.
         for (tag, wanted) in [(Tag::Urgent, urgent), (Tag::Main, main)] {
             let tier = if tag == Tag::Urgent {
                 Tier::Far
             } else {
                 slot.tier
             };
-            let other_idle = tag == Tag::Main && slot.urgent.state != State::Armed;
             let misplaced = tag == Tag::Main && slot.misplaced;
             let watch = slot.watch(tag);
             match watch.state {
@@ -137,42 +135,38 @@ impl Driver {
                     watch.state = State::Cancelling;
                     let token = Token::new(tag, index, watch.generation);
                     self.kernel.cancel(token, fd, slot.place(tag));
-                    if other_idle
-                        && closing
-                        && let Some((token, fd)) = slot.close(index)
-                    {
-                        self.kernel.close(token, fd, slot.place);
-                    }
                 }
                 State::Idle | State::Armed | State::Cancelling => {}
             }
         }
-        if closing && slot.main.state == State::Idle && slot.urgent.state == State::Idle {
-            self.conclude(index);
+        if closing {
+            // Upon the cancels, which go the same way.
+            if let Some((token, fd)) = slot.close(index) {
+                self.kernel.close(token, fd, slot.place);
+            }
+            if slot.is_quiet() {
+                self.conclude(index);
+            }
         }
     }
 
-    /// The kernel watches nothing any more for a source that is closing.
+    /// The kernel watches nothing any more for a source that is closing, and has closed what was handed
+    /// over.
     fn conclude(&mut self, index: u32) {
-        let slot = &mut self.slots[index as usize];
-        if let Some((token, fd)) = slot.close(index) {
-            self.kernel.close(token, fd, slot.place);
-        } else if slot.stage != Stage::Closing {
-            let slot = self.slots.remove(index as usize);
-            let mut source = slot.source;
-            if let Some(returned) = slot.returned {
-                match self.shared.spares.put(&mut self.spare, [source, returned]) {
-                    // Nobody else had it, so nobody waits to hear that the file is released.
-                    Ok(()) => return,
-                    Err(shared) => source = shared,
-                }
+        let slot = self.slots.remove(index as usize);
+        let mut source = slot.source;
+        if let Some(returned) = slot.returned {
+            match self.shared.spares.put(&mut self.spare, [source, returned]) {
+                // Nobody else had it, so nobody waits to hear that the file is released.
+                Ok(()) => return,
+                Err(shared) => source = shared,
             }
-            source.set_slot(RETIRED);
-            if self.kernel.is_haunted() {
-                self.haunted.push(source);
-            } else {
-                source.release();
-            }
+        }
+        source.set_slot(RETIRED);
+        if self.kernel.is_haunted() {
+            self.haunted.push(source);
+        } else {
+            source.release();
         }
     }
 
