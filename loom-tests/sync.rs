@@ -86,6 +86,10 @@ impl<T> Mutex<T> {
         self.born.with(|_| ());
         self.mutex.lock()
     }
+
+    pub(crate) fn get_mut(&mut self) -> LockResult<&mut T> {
+        self.mutex.get_mut()
+    }
 }
 
 impl<T: Default> Default for Mutex<T> {

@@ -161,6 +161,9 @@ pub(crate) trait Kernel: Send + Sync {
     /// Closes a descriptor, whose last poll was in that place.
     fn close(&mut self, token: Token, fd: OwnedFd, place: Place);
 
+    /// A descriptor was not closed, for that reason.
+    fn not_closed(&mut self, _fd: RawFd, _errno: i32) {}
+
     /// Hands over all requests and waits until there is a completion, but not longer than that.
     /// Adds to `batch` what has completed. An error does not mean that nothing was added.
     fn wait(&mut self, timeout: Option<Duration>, batch: &mut Vec<Completion>) -> io::Result<()>;
@@ -184,6 +187,9 @@ pub(crate) trait Kernel: Send + Sync {
     fn look(&self) -> bool {
         self.has_news()
     }
+
+    /// A poll that has ended has reported something.
+    fn stray(&mut self) {}
 
     /// Acts on a completion of the backend's own ([`Tag::Internal`]), which may bring more.
     fn own(&mut self, completion: Completion, batch: &mut Vec<Completion>);
@@ -210,9 +216,10 @@ pub(crate) trait Kernel: Send + Sync {
     /// [`nest`](Kernel::nest) names has something to say, and when the bell is rung.
     fn descriptor(&self) -> BorrowedFd<'_>;
 
-    /// Somebody is about to get the descriptor: it shows the bell, at least, from here on.
-    fn expose(&self) -> io::Result<()> {
-        Ok(())
+    /// Somebody is about to get the descriptor: it shows the bell, at least, from here on. True if it
+    /// shows the polls that there are, too.
+    fn expose(&self) -> io::Result<bool> {
+        Ok(true)
     }
 
     /// From now on the descriptor counts. The tier in which every poll has to be for that.

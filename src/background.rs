@@ -17,7 +17,8 @@ use std::time::Duration;
 /// A reactor that takes its turns on a thread of its own.
 ///
 /// Dropping it shuts the reactor down and waits for the thread to end. From
-/// [`Reactor::background`](crate::Reactor::background).
+/// [`Reactor::background`](crate::Reactor::background). A turn that fails is reported at ERROR, and tried
+/// again a tenth of a second later.
 ///
 /// ```
 /// use uring_reactor::Reactor;
@@ -30,6 +31,7 @@ use std::time::Duration;
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "a background reactor that is dropped is shut down"]
 pub struct Background {
     /// Taken by whatever ends the `Background`.
     control: Option<Arc<Control>>,
@@ -97,7 +99,8 @@ impl Background {
         self.shut_down(STOP)
     }
 
-    /// Ends the reactor when there is no registration any more, which may be now.
+    /// Ends the reactor when there is no registration any more, which may be now. One that the kernel has
+    /// refused is none.
     ///
     /// The result completes when that is done. It need not be awaited.
     pub fn shutdown_on_idle(mut self) -> Shutdown {
@@ -177,7 +180,7 @@ impl Future for Shutdown {
         let Some(control) = &self.control else {
             return Poll::Ready(());
         };
-        if control.process != process::generation() {
+        if control.is_foreign() {
             return Poll::Ready(());
         }
         let waker = cx.waker().clone();
@@ -197,7 +200,7 @@ impl fmt::Debug for Shutdown {
         let reached = self
             .control
             .as_ref()
-            .is_none_or(|control| control.lock().reached);
+            .is_none_or(|control| control.is_foreign() || control.lock().reached);
         f.debug_struct("Shutdown")
             .field("reached", &reached)
             .finish()
@@ -210,9 +213,14 @@ impl Control {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The thread is in another process: that from which this one was forked. It may have had the lock.
+    fn is_foreign(&self) -> bool {
+        self.process != process::generation()
+    }
+
     /// False on the reactor's own thread, and in a process that does not have that thread.
     fn is_elsewhere(&self) -> bool {
-        self.process == process::generation() && self.thread.get() != Some(&thread::current().id())
+        !self.is_foreign() && self.thread.get() != Some(&thread::current().id())
     }
 
     fn finish(&self) {
@@ -230,9 +238,10 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        if self.process != process::generation() {
+        if self.is_foreign() {
             // A thread of the parent's, which this process cannot even let go.
-            std::mem::forget(self.lock().thread.take());
+            let end = self.end.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget(end.thread.take());
         }
     }
 }

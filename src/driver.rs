@@ -72,6 +72,10 @@ pub(crate) struct Driver {
     haunted: Vec<Arc<Source>>,
     /// A poll that refused to end has been told so once more.
     insists: bool,
+    /// A poll has been armed, of late.
+    armed: bool,
+    /// A poll that had ended has been armed again.
+    resumes: bool,
     /// How long a turn looks for news before it sleeps.
     spin: Duration,
     /// Where new polls go.
@@ -81,7 +85,9 @@ pub(crate) struct Driver {
     scouts: u32,
     /// The backend knows that its descriptor counts.
     nested: bool,
-    /// The last one that was given out. No two polls have the same, whatever slot they are in.
+    /// The reactor ends, and arms nothing any more.
+    ending: bool,
+    /// The last one that was given out. No two polls of a slot have the same, for as long as it matters.
     generation: u32,
     /// Where the next spare source goes.
     spare: usize,
@@ -109,9 +115,12 @@ impl Driver {
             haunted: Vec::new(),
             spin,
             insists: false,
+            armed: false,
+            resumes: false,
             tier: Tier::Near,
             scouts: SCOUTS,
             nested: false,
+            ending: false,
             generation: 0,
             spare: 0,
             departed: 0,
@@ -130,6 +139,20 @@ impl Driver {
         if timeout == NOW && self.is_quiet() {
             return Ok(0);
         }
+        let turned = self.turn_now(timeout, idle);
+        if turned.is_err() && self.shared.nested.load(Ordering::Relaxed) {
+            // The next turn tries again, and so is due.
+            self.shared.bell.ring();
+        }
+        turned
+    }
+
+    #[inline(always)]
+    fn turn_now(
+        &mut self,
+        timeout: Option<Duration>,
+        idle: impl Fn() -> bool,
+    ) -> io::Result<usize> {
         self.shared.doorbell.resume();
         let held = self.slots.len();
         let mut events = match self.kernel.standing() {
@@ -155,12 +178,16 @@ impl Driver {
         }
         events += self.dispatch();
         self.recover();
-        if std::mem::take(&mut self.insists) {
-            // Whoever was deregistered counts on this turn to let go of the file.
+        if self.insists || self.resumes {
+            // Whoever was deregistered counts on this turn to let go of the file, and whoever has widened
+            // an interest, or was in an overflow, on its bringing what is ready.
+            self.insists = false;
+            self.resumes = false;
             waited = waited.and(self.take_in(&mut events));
         }
         if nested {
-            self.settle()?;
+            let quiet = self.kernel.settle()?;
+            self.be_nested(quiet);
         }
         waited.map(|()| events)
     }
@@ -266,9 +293,9 @@ impl Driver {
     }
 
     /// Somebody may wait for our descriptor until the next turn: as if parked, so that it becomes
-    /// readable when there is something to do, and is so now if there is.
-    fn settle(&mut self) -> io::Result<()> {
-        let quiet = self.kernel.settle()?;
+    /// readable when there is something to do, and is so now if there is. `quiet` says that the kernel
+    /// has nothing to say that it does not show.
+    fn be_nested(&self, quiet: bool) {
         let shared = &self.shared;
         let asleep = quiet
             && !shared.doorbell.is_rung()
@@ -276,17 +303,18 @@ impl Driver {
         if !asleep {
             shared.bell.ring();
         }
-        Ok(())
     }
 
     /// The descriptor that another loop may wait for.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         if !self.shared.nested.swap(true, Ordering::Relaxed) {
-            if let Err(error) = self.kernel.expose() {
+            let shows_polls = self.kernel.expose().unwrap_or_else(|error| {
                 tracing::error!(%error, "the reactor's descriptor does not show wakes until a turn");
-            }
-            // Polls show there after the next turn, so that one is asked for.
-            self.shared.bell.ring();
+                false
+            });
+            // Where they do not, they will after the next turn, so that one is asked for.
+            let shows = shows_polls || self.slots.is_empty();
+            self.be_nested(shows && !self.kernel.has_news());
         }
         self.kernel.descriptor()
     }

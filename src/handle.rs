@@ -1,6 +1,5 @@
 //! [`Handle`], the thread's default reactor, and the process's fallback.
 
-use crate::backend::process;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::reactor::Reactor;
@@ -98,23 +97,33 @@ impl fmt::Debug for Handle {
     }
 }
 
+/// What is the default reactor of a thread.
+#[derive(Default)]
+struct Defaults {
+    /// What [`set_default`] named.
+    set: Option<Arc<Shared>>,
+    /// The reactor that [`block_on`](crate::Reactor::block_on) turns, which comes before that.
+    turning: Option<Arc<Shared>>,
+}
+
 thread_local! {
-    static DEFAULT: RefCell<Option<Arc<Shared>>> = const { RefCell::new(None) };
+    static DEFAULTS: RefCell<Defaults> = const {
+        RefCell::new(Defaults {
+            set: None,
+            turning: None,
+        })
+    };
 }
 
-/// The thread's default. A thread whose storage is gone has none.
+/// A thread whose storage is gone has no default, and gets none.
+fn with_defaults<R: Default>(f: impl FnOnce(&mut Defaults) -> R) -> R {
+    let with = |defaults: &RefCell<Defaults>| f(&mut defaults.borrow_mut());
+    DEFAULTS.try_with(with).unwrap_or_default()
+}
+
+/// The thread's default.
 fn current() -> Option<Arc<Shared>> {
-    DEFAULT
-        .try_with(|default| default.borrow().clone())
-        .ok()
-        .flatten()
-}
-
-fn replace(shared: Option<Arc<Shared>>) -> Option<Arc<Shared>> {
-    DEFAULT
-        .try_with(|default| default.replace(shared))
-        .ok()
-        .flatten()
+    with_defaults(|defaults| defaults.turning.as_ref().or(defaults.set.as_ref()).cloned())
 }
 
 /// Makes a reactor the default of this thread until the guard is dropped.
@@ -144,7 +153,7 @@ pub fn set_default(handle: &Handle) -> DefaultGuard {
         current().is_none(),
         "this thread has a default reactor already"
     );
-    replace(Some(Arc::clone(shared)));
+    with_defaults(|defaults| defaults.set = Some(Arc::clone(shared)));
     DefaultGuard {
         bound_to_thread: PhantomData,
     }
@@ -169,11 +178,13 @@ pub struct DefaultGuard {
 
 impl Drop for DefaultGuard {
     fn drop(&mut self) {
-        replace(None);
+        // Dropped out here: that may be the last of the reactor's shared part.
+        drop(with_defaults(|defaults| defaults.set.take()));
     }
 }
 
-/// As [`DefaultGuard`], over whatever default there is, which comes back.
+/// As [`DefaultGuard`], for the reactor that this thread turns: over whatever default there is, which comes
+/// back.
 pub(crate) struct Swapped {
     before: Option<Arc<Shared>>,
     bound_to_thread: PhantomData<*const ()>,
@@ -182,7 +193,9 @@ pub(crate) struct Swapped {
 impl Swapped {
     pub(crate) fn new(handle: Handle) -> Swapped {
         Swapped {
-            before: replace(handle.shared),
+            before: with_defaults(|defaults| {
+                std::mem::replace(&mut defaults.turning, handle.shared)
+            }),
             bound_to_thread: PhantomData,
         }
     }
@@ -190,7 +203,10 @@ impl Swapped {
 
 impl Drop for Swapped {
     fn drop(&mut self) {
-        replace(self.before.take());
+        let before = self.before.take();
+        drop(with_defaults(|defaults| {
+            std::mem::replace(&mut defaults.turning, before)
+        }));
     }
 }
 
@@ -206,12 +222,16 @@ impl fmt::Display for SetFallbackError {
 
 impl std::error::Error for SetFallbackError {}
 
+impl From<SetFallbackError> for io::Error {
+    fn from(error: SetFallbackError) -> io::Error {
+        io::Error::new(io::ErrorKind::AlreadyExists, error)
+    }
+}
+
 /// The process's fallback. Once published it stays for good, and the memory with it: whoever reads
 /// it needs no lock. There is one a process, and one more for each fork that needs its own.
 struct Fallback {
     shared: Arc<Shared>,
-    /// It was started here, and its thread with it, in this process.
-    started_in: Option<u32>,
 }
 
 static FALLBACK: AtomicPtr<Fallback> = AtomicPtr::new(ptr::null_mut());
@@ -221,11 +241,8 @@ impl Fallback {
         let fallback = FALLBACK.load(Ordering::Acquire);
         // SAFETY: null, or published by `publish` and never freed.
         let fallback = unsafe { fallback.as_ref() }?;
-        // One that was started by a parent has no thread here.
-        let alive = fallback
-            .started_in
-            .is_none_or(|process| process == process::generation());
-        alive.then_some(fallback)
+        // One that has a thread in the parent has none here.
+        (!fallback.shared.bell.is_orphaned()).then_some(fallback)
     }
 
     /// Publishes unless there is a living one.
@@ -254,8 +271,7 @@ fn fallback() -> io::Result<Arc<Shared>> {
         let Some(shared) = background.handle().shared else {
             return Err(Error::ReactorGone.into());
         };
-        let started_in = Some(process::generation());
-        if (Fallback { shared, started_in }).publish().is_ok() {
+        if (Fallback { shared }).publish().is_ok() {
             background.forget();
         }
         // Another thread was faster: ours shuts down with the end of the scope.
@@ -266,8 +282,7 @@ pub(crate) fn set_fallback(handle: &Handle) -> Result<(), SetFallbackError> {
     let Some(shared) = handle.shared.clone() else {
         return Err(SetFallbackError(()));
     };
-    let started_in = None;
-    (Fallback { shared, started_in })
+    (Fallback { shared })
         .publish()
         .map_err(|_| SetFallbackError(()))
 }

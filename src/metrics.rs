@@ -22,7 +22,7 @@ pub struct Metrics {
     pub completions: u64,
     /// Events that were dispatched to a living registration.
     pub events: u64,
-    /// Completions with readiness for which there was no registration any more.
+    /// Completions for which there was no registration any more.
     pub spurious: u64,
     /// Polls armed anew because the kernel had ended them.
     pub rearms: u64,
@@ -33,7 +33,7 @@ pub struct Metrics {
     /// Rings, or epoll instances, that were replaced: after a move to another thread, after a
     /// fork, or beyond repair.
     pub rebuilds: u64,
-    /// Living registrations, as of now.
+    /// Living registrations, as of now. One that the kernel has refused is none.
     pub registered: u64,
 }
 

@@ -21,8 +21,8 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
-    /// io_uring where the kernel lets us, else epoll; which one, and why, is said once in a
-    /// `tracing` event at WARN. The variable `URING_REACTOR_BACKEND` (`auto`, `uring` or `epoll`)
+    /// io_uring where the kernel lets us, else epoll, and then why is said once, in a `tracing` event
+    /// at WARN. The variable `URING_REACTOR_BACKEND` (`auto`, `uring` or `epoll`)
     /// overrides this choice, and no other.
     #[default]
     Auto,
@@ -140,7 +140,8 @@ impl Builder {
 /// Every waiter is woken, and every readiness call of its registrations is answered with
 /// [`Error::ReactorGone`](crate::Error::ReactorGone). The drop returns when the kernel has let go of
 /// the registered files. With more than a thousand registrations, or on another thread than that of
-/// the last turn, that can take some tens of milliseconds.
+/// the last turn, that can take some tens of milliseconds; ten seconds, and no more, if another process
+/// keeps a ring alive, as a forked child may.
 pub struct Reactor {
     /// Taken by the drop only.
     driver: Option<Driver>,
@@ -179,20 +180,20 @@ impl Reactor {
     /// let it sleep on until there is something to read.) On a ring, a turn with a zero timeout and
     /// nothing to do makes no system call.
     ///
-    /// A waker that panics is contained: the panic hook reports it, everybody else is woken, and the
-    /// turn goes on.
+    /// A waker that panics is contained, where panics unwind: the panic hook reports it, everybody else is
+    /// woken, and the turn goes on.
     ///
     /// # Errors
     ///
-    /// Whatever the system says when it cannot make a new ring after a move or a fork, or cannot
-    /// wait. Registrations stay as they are; another turn may succeed.
+    /// When no new ring can be made after a move or a fork, what [`Builder::build`] says then; and whatever
+    /// the system says when it cannot wait. Registrations stay as they are; another turn may succeed.
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<Turn> {
         let events = self.driver_mut().turn(timeout, || true)?;
         Ok(Turn { events })
     }
 
     /// Runs a future to its end, taking turns while it waits. Meanwhile this reactor is the thread's
-    /// default.
+    /// default, whatever was the default before, and is so again afterwards. It may be nested.
     ///
     /// ```
     /// use uring_reactor::Reactor;
@@ -230,8 +231,8 @@ impl Reactor {
         }
     }
 
-    /// True if no registration lives: none was made, or all were deregistered or dropped, and a turn
-    /// has seen it.
+    /// True if no registration lives: none was made, or all were deregistered, dropped, or refused by the
+    /// kernel, and a turn has seen it.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.shared.registered() == 0
@@ -290,9 +291,9 @@ impl AsFd for Reactor {
     /// asked for by [`Handle::wake`] or by a registration, so that a reactor can be nested in
     /// another event loop. Level-triggered; a turn makes it unreadable.
     ///
-    /// The first call leaves it readable until the next turn. From that turn on a reactor on a ring
-    /// keeps its polls in an epoll instance, because a ring cannot be waited for in this way: it then
-    /// costs what epoll costs.
+    /// From the next turn on a reactor on a ring keeps its polls in an epoll instance, because a ring
+    /// cannot be waited for in this way: it then costs what epoll costs. If it has registrations already,
+    /// the first call leaves it readable until that turn.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.driver
             .as_ref()

@@ -94,6 +94,8 @@ use word::{Direction, End, News, Word};
 pub(crate) const NO_SLOT: u32 = u32::MAX;
 /// The value of `slot` once the driver is done with the source.
 pub(crate) const RETIRED: u32 = u32::MAX - 1;
+/// The value of `slot` once the kernel has refused the source's file. The driver will hear of its end.
+pub(crate) const REFUSED: u32 = u32::MAX - 2;
 
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -455,6 +457,11 @@ impl Source {
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = source;
+    }
+
+    /// All of these are there already.
+    pub(crate) fn has_edges(&self, ready: Ready) -> bool {
+        self.load().has_edges(ready)
     }
 
     /// Edges came in: sets their bits and calls who waits for them. False if the registration has

@@ -68,17 +68,21 @@ impl Spares {
         }
         // Whoever had a share has released it.
         fence(Ordering::Acquire);
+        let source = Arc::into_raw(source).cast_mut();
+        let _ = Arc::into_raw(other);
+        // In any case: what its tasks have left behind is not to be dropped without care.
+        // SAFETY: there are no weak counts of sources, and both strong ones are ours.
+        unsafe { (*source).reset() };
         let cell = &self.cells[*at % CELLS];
         // On in any case: where it and the takers have lost each other, this is how they meet again.
         *at = at.wrapping_add(1);
         // Nobody else fills it.
         if cell.load(Ordering::Relaxed).is_null() {
-            let source = Arc::into_raw(source).cast_mut();
-            let _ = Arc::into_raw(other);
-            // SAFETY: there are no weak counts of sources, and both strong ones are ours.
-            unsafe { (*source).reset() };
             // Release: whoever takes it has it after us.
             cell.store(source, Ordering::Release);
+        } else {
+            // SAFETY: from `into_raw` above, and in no cell.
+            drop(unsafe { Spares::shares(source) });
         }
         Ok(())
     }
@@ -87,9 +91,9 @@ impl Spares {
     ///
     /// # Safety
     ///
-    /// The source is from a cell, which was emptied for this.
+    /// The source is as `put` would leave it in a cell, and in none.
     unsafe fn shares(source: *const Source) -> [Arc<Source>; 2] {
-        // SAFETY: both strong counts are from `into_raw` in `put`, and whoever empties a cell has them.
+        // SAFETY: both strong counts are from `into_raw` in `put`, and the caller's.
         [(); 2].map(|()| unsafe { Arc::from_raw(source) })
     }
 

@@ -104,7 +104,7 @@ fn assert_falls_back(names: &[&str]) {
 
 #[test]
 fn auto_is_the_ring_where_there_is_one() {
-    in_child(&[], || assert!(auto_uses_a_ring()));
+    in_child(&[AUTO], || assert!(auto_uses_a_ring()));
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn capitals_are_another_value() {
 
 #[test]
 fn a_filter_that_forbids_rings_is_named() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         deny(
             &[
                 libc::SYS_io_uring_setup,
@@ -201,7 +201,7 @@ fn a_filter_that_forbids_rings_is_named() {
 
 #[test]
 fn a_filter_that_denies_the_existence_of_rings_is_named() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         deny(&[libc::SYS_io_uring_setup], libc::ENOSYS);
         assert_falls_back(&["seccomp"]);
     });
@@ -209,7 +209,7 @@ fn a_filter_that_denies_the_existence_of_rings_is_named() {
 
 #[test]
 fn a_filter_that_forbids_setup_alone_is_named() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         deny(&[libc::SYS_io_uring_setup], libc::EPERM);
         assert_falls_back(&["seccomp"]);
     });
@@ -217,7 +217,7 @@ fn a_filter_that_forbids_setup_alone_is_named() {
 
 #[test]
 fn a_filter_that_forbids_enter_alone_is_found_at_once() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         deny(&[libc::SYS_io_uring_enter], libc::EPERM);
         assert_falls_back(&["seccomp"]);
     });
@@ -225,7 +225,7 @@ fn a_filter_that_forbids_enter_alone_is_found_at_once() {
 
 #[test]
 fn a_filter_that_denies_the_existence_of_enter_alone_is_found_at_once() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         deny(&[libc::SYS_io_uring_enter], libc::ENOSYS);
         assert_falls_back(&["seccomp"]);
     });
@@ -233,7 +233,7 @@ fn a_filter_that_denies_the_existence_of_enter_alone_is_found_at_once() {
 
 #[test]
 fn a_filter_that_forbids_register_alone_is_found_at_once() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         deny(&[libc::SYS_io_uring_register], libc::EPERM);
         assert_falls_back(&["seccomp"]);
     });
@@ -241,7 +241,7 @@ fn a_filter_that_forbids_register_alone_is_found_at_once() {
 
 #[test]
 fn a_lack_of_locked_memory_is_named() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         limit_locked_memory(0);
         assert_falls_back(&["locked memory", "ulimit -l"]);
     });
@@ -249,7 +249,7 @@ fn a_lack_of_locked_memory_is_named() {
 
 #[test]
 fn little_locked_memory_is_enough_for_a_small_ring() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         limit_locked_memory(64 * 1024);
         // It is counted by user, and rings that have ended keep theirs for a moment.
         let start = Instant::now();
@@ -266,7 +266,7 @@ fn little_locked_memory_is_enough_for_a_small_ring() {
 
 #[test]
 fn a_refused_ring_leaves_no_descriptor_behind() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         deny(&[libc::SYS_io_uring_enter], libc::EPERM);
         drop(refusal(&[]));
         let before = open_descriptors();
@@ -307,7 +307,7 @@ impl tracing::Subscriber for Warnings {
 
 #[test]
 fn falling_back_is_said_once() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         let warnings = Arc::new(AtomicUsize::new(0));
         tracing::subscriber::set_global_default(Warnings(Arc::clone(&warnings))).unwrap();
         drop(Reactor::new().unwrap());

@@ -19,6 +19,12 @@ use std::task::{Context, Poll};
 use std::thread;
 use uring_reactor::{AsyncFd, Interest, Reactor};
 
+/// True if that number names a ring.
+fn is_ring(number: i32) -> bool {
+    let file = std::fs::read_link(format!("/proc/self/fd/{number}"));
+    file.is_ok_and(|file| file.to_str() == Some("anon_inode:[io_uring]"))
+}
+
 fn async_fd<T: AsFd>(io: T, reactor: &Reactor) -> AsyncFd<T> {
     AsyncFd::with_handle(io, &reactor.handle()).unwrap()
 }
@@ -354,4 +360,21 @@ fn an_address_of_one_s_own_comes_back_through_the_fallback() {
         io.close().await.unwrap();
     });
     TcpListener::bind(address).unwrap();
+}
+
+// Alone, because a number that is free may be somebody else's soon.
+both_backends_in_child! {
+    fn a_ring_of_another_s_is_closed_as_well(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let ring = io_uring::IoUring::new(2).unwrap();
+        // SAFETY: the ring has it open.
+        let ring_fd = unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&ring)) };
+        let ours = ring_fd.try_clone_to_owned().unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&ours);
+        let ours = async_fd(ours, &reactor);
+        settle(&mut reactor);
+        assert!(is_ring(number));
+        reactor.block_on(ours.close()).unwrap().unwrap();
+        assert!(!is_ring(number));
+    }
 }

@@ -282,4 +282,19 @@ both_backends! {
         drop(reactor);
         kept.wake();
     }
+
+    fn a_guard_that_ends_in_block_on_unsets_what_it_set(backend: Backend) {
+        let [outer, mut inner] = [reactor(backend), reactor(backend)];
+        let guard = set_default(&outer.handle());
+        let registered = inner.block_on(async move {
+            drop(guard);
+            let event = event_fd();
+            let registration = Registration::new();
+            registration.register(&event).unwrap();
+            outer.metrics().registered
+        });
+        assert_eq!(registered.unwrap(), 0);
+        // There is none any more, so there may be one.
+        drop(set_default(&inner.handle()));
+    }
 }

@@ -11,8 +11,11 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, Stdio};
+use std::task::Poll;
 use std::time::Duration;
-use uring_reactor::{Backend, Error, Handle, Interest, LocalReactor, Reactor, Ready, Registration};
+use uring_reactor::{
+    AsyncFd, Backend, Error, Handle, Interest, LocalReactor, Reactor, Ready, Registration,
+};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 
@@ -389,6 +392,69 @@ both_backends_in_child! {
         let (mut reactor, registration) = parents.unwrap();
         put(&theirs, b"x");
         read_ready(&mut reactor, &registration, Ready::READABLE);
+    }
+
+    fn what_a_child_inherits_of_a_background_reactor_s_is_gone(backend: Backend) {
+        let background = reactor(backend).background().unwrap();
+        let handle = background.handle();
+        let (ours, theirs) = unix_pair();
+        let io = AsyncFd::with_handle(ours, &handle).unwrap();
+        let event = event_fd();
+        let mut registration = Registration::new();
+        registration
+            .register_interest(&event, Interest::READABLE, &handle)
+            .unwrap();
+        wait_until(|| handle.metrics().entries >= 2);
+        let mut io = Some(io);
+        let child = Child::run(|| {
+            let (count, waker) = counting_waker();
+            if poll_read(&registration, &waker).is_pending() {
+                assert_eq!(count.get(), 1);
+            }
+            let Poll::Ready(Err(error)) = poll_read(&registration, &waker) else {
+                panic!("there is no thread that would bring an event");
+            };
+            assert!(
+                matches!(reason(&error), Some(Error::ReactorGone)),
+                "{error:?}"
+            );
+            let mut closing = Box::pin(io.take().unwrap().close());
+            wait_until(|| poll_once(closing.as_mut()).is_ready());
+            registration.deregister(&event).unwrap();
+        });
+        child.join();
+        assert!(!at_end(&theirs));
+        signal(&event);
+        wait_until(|| registration.take_read_ready().unwrap().is_some());
+    }
+
+    fn a_child_that_lives_does_not_delay_what_comes_after_a_move(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let event = event_fd();
+        let _registration = register_interest(&event, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        let (told, mut tell) = std::io::pipe().unwrap();
+        let child = Child::run(move || {
+            let mut told = told;
+            std::io::Read::read_exact(&mut told, &mut [0]).unwrap();
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                settle(&mut reactor);
+                // The child has the ring that was replaced. These were never in it.
+                for turned in [false, true] {
+                    let (ours, theirs) = unix_pair();
+                    let io = AsyncFd::with_handle(ours, &reactor.handle()).unwrap();
+                    if turned {
+                        settle(&mut reactor);
+                    }
+                    reactor.block_on(io.close()).unwrap().unwrap();
+                    assert!(at_end(&theirs));
+                }
+                std::io::Write::write_all(&mut tell, b"!").unwrap();
+            });
+        });
+        child.join();
     }
 }
 

@@ -5,9 +5,10 @@ mod common;
 use common::descriptors::*;
 use common::*;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
-use uring_reactor::{Backend, Interest, Reactor, Ready, Registration};
+use uring_reactor::{AsyncFd, Backend, Interest, Reactor, Ready, Registration};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 
@@ -253,5 +254,87 @@ both_backends! {
             read_ready(&mut outer, &watching, Ready::READABLE);
             drop(watching);
         }
+    }
+
+    fn a_close_completes_though_the_reactor_has_moved(backend: Backend) {
+        for registered_before in [true, false] {
+            let mut reactor = nested(backend);
+            let register = |reactor: &Reactor| {
+                let (ours, theirs) = unix_pair();
+                let ours = AsyncFd::with_handle(ours, &reactor.handle()).unwrap();
+                (ours, theirs)
+            };
+            let early = registered_before.then(|| register(&reactor));
+            serve(&mut reactor);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    serve(&mut reactor);
+                    let (ours, theirs) = early.unwrap_or_else(|| register(&reactor));
+                    let mut closing = Box::pin(ours.close());
+                    // As a loop does that turns when it is told to.
+                    while poll_once(closing.as_mut()).is_pending() {
+                        assert!(is_readable(&reactor, BOUND));
+                        reactor.turn(ZERO).unwrap();
+                    }
+                    assert!(at_end(&theirs));
+                });
+            });
+        }
+    }
+
+    fn events_without_pause_do_not_keep_a_turn_from_ending(backend: Backend) {
+        let mut reactor = nested(backend);
+        let events: Vec<_> = (0..4).map(|_| event_fd()).collect();
+        let registrations: Vec<_> = events
+            .iter()
+            .map(|event| register_interest(event, Interest::READABLE, &reactor))
+            .collect();
+        serve(&mut reactor);
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..50_000 {
+                    events.iter().for_each(signal);
+                }
+                over.store(true, Ordering::Relaxed);
+            });
+            let mut most = 0;
+            while !over.load(Ordering::Relaxed) {
+                most = most.max(reactor.turn(ZERO).unwrap().events());
+            }
+            assert!(most <= 100, "{most} events in one turn");
+        });
+        drop(registrations);
+    }
+
+    fn it_is_readable_only_for_a_reason(backend: Backend) {
+        let mut reactor = reactor(backend);
+        settle(&mut reactor);
+        assert!(!is_readable(&reactor, Duration::ZERO));
+        let event = event_fd();
+        let registration = register_interest(&event, Interest::READABLE, &reactor);
+        assert!(is_readable(&reactor, BOUND));
+        reactor.turn(ZERO).unwrap();
+        assert!(!is_readable(&reactor, Duration::ZERO));
+        signal(&event);
+        assert!(is_readable(&reactor, BOUND));
+        assert_eq!(reactor.turn(ZERO).unwrap().events(), 1);
+        assert!(!is_readable(&reactor, Duration::ZERO));
+        drop(registration);
+    }
+
+    fn an_event_on_the_way_counts_once(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let event = event_fd();
+        let registration = register_interest(&event, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        signal(&event);
+        assert!(is_readable(&reactor, BOUND));
+        let mut events = 0;
+        for _ in 0..5 {
+            events += reactor.turn(ZERO).unwrap().events();
+        }
+        assert_eq!(events, 1);
+        drop(registration);
     }
 }

@@ -308,4 +308,25 @@ both_backends_in_child! {
         assert!(reactor.is_idle());
         assert_eq!((reader.get(), writer.get()), (1, 1));
     }
+
+    fn what_was_refused_keeps_no_reactor_from_being_idle(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let mut registration = register(&file, &reactor);
+        assert!(!reactor.is_idle());
+        turn_until(&mut reactor, || registration.take_read_ready().is_err());
+        settle(&mut reactor);
+        assert!(reactor.is_idle());
+        assert_eq!(reactor.metrics().registered, 0);
+        let error = registration.take_write_ready().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+        registration.deregister(&file).unwrap();
+        settle(&mut reactor);
+        assert_eq!(reactor.metrics().registered, 0);
+        let background = reactor.background().unwrap();
+        let refused = Registration::new();
+        refused.register_with(&file, &background.handle()).unwrap();
+        // It does not wait for this one to be dropped.
+        background.shutdown_on_idle().wait();
+    }
 }

@@ -580,4 +580,44 @@ both_backends! {
         read_ready(&mut one, &first, Ready::READABLE);
         read_ready(&mut other, &second, Ready::READABLE);
     }
+
+    fn a_direction_that_was_not_asked_for_is_added_though_the_poll_is_answered(backend: Backend) {
+        for half in [true, false] {
+            let mut reactor = reactor(backend);
+            let (ours, theirs) = unix_pair();
+            let registration = register_interest(&ours, Interest::WRITABLE, &reactor);
+            settle(&mut reactor);
+            put(&theirs, b"x");
+            if half {
+                theirs.shutdown(std::net::Shutdown::Write).unwrap();
+            } else {
+                drop(theirs);
+            }
+            settle(&mut reactor);
+            // Nobody asked for what there is to read, which is so on both backends.
+            let early = registration.take_read_ready().unwrap();
+            assert_eq!(early.is_some(), !half, "{early:?}");
+            let (_, waker) = counting_waker();
+            let mut seen = Ready::EMPTY;
+            turn_until(&mut reactor, || {
+                if let Poll::Ready(ready) = poll_read(&registration, &waker) {
+                    seen |= ready.unwrap();
+                }
+                seen.contains(Ready::READABLE | Ready::READ_CLOSED)
+            });
+        }
+    }
+
+    fn a_wider_interest_takes_one_turn(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let (ours, _theirs) = unix_pair();
+        let registration = register_interest(&ours, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        let (count, waker) = counting_waker();
+        assert!(poll_write(&registration, &waker).is_pending());
+        assert_eq!(reactor.turn(Some(BOUND)).unwrap().events(), 1);
+        assert_eq!(count.get(), 1);
+        let ready = registration.take_write_ready().unwrap();
+        assert_eq!(ready, Some(Ready::WRITABLE));
+    }
 }

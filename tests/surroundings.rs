@@ -381,7 +381,7 @@ both_backends_in_child! {
 
 #[test]
 fn next_to_no_locked_memory_means_epoll() {
-    in_child(&[], || {
+    in_child(&[AUTO], || {
         limit_locked_memory(4 * 1024);
         let mut reactor = Reactor::new().unwrap();
         assert_eq!(reactor.backend(), Backend::Epoll);

@@ -599,4 +599,30 @@ both_backends! {
             assert!(counts.iter().all(|count| count.get() == 1));
         }
     }
+
+    fn one_that_panics_when_a_close_that_was_given_up_drops_it_costs_nobody_anything(
+        backend: Backend,
+    ) {
+        let mut reactor = reactor(backend);
+        let (ours, theirs) = unix_pair();
+        let closing = AsyncFd::with_handle(ours, &reactor.handle()).unwrap();
+        // More than the reactor keeps for registrations to come.
+        let events: Vec<_> = (0..200).map(|_| event_fd()).collect();
+        let registrations: Vec<_> = events.iter().map(|event| register(event, &reactor)).collect();
+        settle(&mut reactor);
+        drop(registrations);
+        settle(&mut reactor);
+        let (count, _) = counting_waker();
+        {
+            let waker = Waker::from(Arc::new(PanicsWhenDropped(Arc::clone(&count))));
+            let mut closing = Box::pin(closing.close());
+            assert!(closing.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        // Behind it in the same turn.
+        let registration = register_interest(&events[0], Interest::READABLE, &reactor);
+        signal(&events[0]);
+        read_ready(&mut reactor, &registration, Ready::READABLE);
+        assert!(at_end(&theirs));
+        assert_eq!(count.get(), 1);
+    }
 }

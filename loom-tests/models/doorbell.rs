@@ -216,7 +216,6 @@ fn nested(
             turn(&mut reactor);
         } else {
             let _ = reactor.as_fd();
-            world.wait_until_raised();
         }
         let teller = {
             let (world, news) = (Arc::clone(&world), news.clone());

@@ -93,7 +93,7 @@ fn round_trip() -> io::Result<()> {
 }
 
 /// Says what refused a ring. What is not a refusal, such as a lack of descriptors, stays as it is.
-fn explain(error: io::Error) -> io::Error {
+pub(super) fn explain(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) if is_disabled() => Error::Disabled(error).into(),
         Some(libc::EPERM | libc::EACCES) => Error::Filtered(error).into(),

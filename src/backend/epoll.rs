@@ -11,11 +11,17 @@
 //! own, before the poll is cancelled: `owners` remembers which poll added the living entry of a
 //! number, and only that one removes it. A second poll on the same descriptor, which epoll answers
 //! with `EEXIST`, is entered through a duplicate, whose number may be one that was closed too early.
+//!
+//! A descriptor may be closed before the turn that removes its entry, as long as that comes after the
+//! deregistration. If its file lives on by another descriptor, so does the entry, and nobody can remove
+//! it. It is taken over by the next poll of that number and file, if there is one. Otherwise it goes on
+//! to report what nobody asked for; when that has happened often enough to pay for it, the instance is
+//! replaced.
 
 use crate::backend::bell;
 use crate::backend::{Completion, Kernel, Place, Standing, Tag, Tier, Token, events, process};
 use crate::shared::Shared;
-use crate::sync::Arc;
+use crate::sync::{Arc, Ordering};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -26,8 +32,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+/// Events of entries that cannot be removed, beside one for each registration, for which the instance is
+/// replaced.
+const STRAYS: usize = 64;
 /// Events taken with one call.
-const BATCH: usize = 1024;
+pub(super) const BATCH: usize = 1024;
 
 const DOORBELL: Token = Token::new(Tag::Internal, 0, 0);
 const SCOUT: Token = Token::new(Tag::Internal, 1, 0);
@@ -59,19 +68,35 @@ impl Entries {
         // deregistered. If it is not, its number names another file or none, as numbers do for
         // `epoll_ctl`; memory is not at stake, and `owners` keeps strangers apart.
         let source = unsafe { BorrowedFd::borrow_raw(fd) };
-        match self.enter(token, source, events) {
+        match self.take_place(token, source, events) {
             Err(Errno::EXIST) => {
                 let duplicate = rustix::io::fcntl_dupfd_cloexec(source, 0)?;
-                self.enter(token, duplicate.as_fd(), events)?;
-                self.own(duplicate.as_raw_fd(), token);
+                self.take_place(token, duplicate.as_fd(), events)?;
                 self.duplicates.insert(token, duplicate);
+                Ok(())
             }
-            result => {
-                result?;
-                self.own(fd, token);
-            }
+            result => result,
         }
+    }
+
+    /// Enters a poll by that number. What a poll which has ended left there is taken over.
+    fn take_place(&mut self, token: Token, fd: BorrowedFd<'_>, events: u16) -> Result<(), Errno> {
+        let number = fd.as_raw_fd();
+        match self.enter(token, fd, events) {
+            Err(Errno::EXIST) if !self.is_owned(number) => {
+                epoll::modify(&self.epoll, fd, EventData::new_u64(token.0), flags(events))?;
+            }
+            result => result?,
+        }
+        self.own(number, token);
         Ok(())
+    }
+
+    /// The entry of that number, if there is one, is a poll's.
+    fn is_owned(&self, fd: RawFd) -> bool {
+        self.owners
+            .get(fd as usize)
+            .is_some_and(|owner| *owner != 0)
     }
 
     /// The entry of that number is that poll's. Another's, if there was one, went with its file.
@@ -109,8 +134,7 @@ impl Entries {
     }
 
     fn enter(&self, token: Token, fd: BorrowedFd<'_>, events: u16) -> Result<(), Errno> {
-        let flags = EventFlags::from_bits_retain(u32::from(events)) | EventFlags::ET;
-        epoll::add(&self.epoll, fd, EventData::new_u64(token.0), flags)
+        epoll::add(&self.epoll, fd, EventData::new_u64(token.0), flags(events))
     }
 
     /// Removes the entry of that poll, if it has one.
@@ -201,6 +225,10 @@ impl Entries {
     }
 }
 
+fn flags(events: u16) -> EventFlags {
+    EventFlags::from_bits_retain(u32::from(events)) | EventFlags::ET
+}
+
 fn is_whole_milliseconds(timeout: Duration) -> bool {
     i32::try_from(timeout.as_millis()).is_ok() && timeout.subsec_nanos().is_multiple_of(1_000_000)
 }
@@ -217,6 +245,8 @@ pub(crate) struct Epoll {
     entries: Entries,
     /// Completions that `epoll_wait` does not know of: refusals and ends.
     made: Vec<Completion>,
+    /// Events of entries that cannot be removed.
+    strays: usize,
     process: u32,
     shared: Arc<Shared>,
 }
@@ -226,6 +256,7 @@ impl Epoll {
         let epoll = Epoll {
             entries: Entries::new()?,
             made: Vec::new(),
+            strays: 0,
             process: process::generation(),
             shared,
         };
@@ -299,6 +330,10 @@ impl Kernel for Epoll {
         self.has_news() || ready != Ok(0)
     }
 
+    fn stray(&mut self) {
+        self.strays += 1;
+    }
+
     fn own(&mut self, _: Completion, _: &mut Vec<Completion>) {
         // The bell, or the scout, has done its work by ending the wait.
     }
@@ -315,10 +350,16 @@ impl Kernel for Epoll {
     }
 
     fn standing(&self) -> Standing {
-        if self.process == process::generation() {
-            Standing::Ready
-        } else {
+        if self.process != process::generation() {
             Standing::Inherited
+        } else if self.strays > STRAYS
+            && self.strays > self.shared.registered()
+            // Who waits for an instance would not hear of another under its number.
+            && !self.shared.nested.load(Ordering::Relaxed)
+        {
+            Standing::Lost
+        } else {
+            Standing::Ready
         }
     }
 
@@ -331,10 +372,14 @@ impl Kernel for Epoll {
     }
 
     fn rebuild(&mut self) -> io::Result<()> {
-        self.shared.bell.replace()?;
+        if self.standing() == Standing::Inherited {
+            self.shared.bell.replace()?;
+        }
         self.entries.replace()?;
         self.made.clear();
+        self.strays = 0;
         self.process = process::generation();
+        self.shared.counters.rebuilds.add(1);
         self.watch_own()
     }
 

@@ -560,9 +560,9 @@ impl Kernel for Fake {
         unsafe { BorrowedFd::borrow_raw(0) }
     }
 
-    fn expose(&self) -> io::Result<()> {
+    fn expose(&self) -> io::Result<bool> {
         self.world.lock().exposed = true;
-        Ok(())
+        Ok(false)
     }
 
     fn nest(&mut self) -> io::Result<Tier> {

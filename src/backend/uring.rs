@@ -25,29 +25,25 @@
 //!     on account of other eventfds (`IO_EVENTFD_OP_SIGNAL_BIT` is set and never cleared; seen on
 //!     6.18). So once somebody asks for the descriptor, all polls move here, and the instance's
 //!     descriptor is what others get.
-//! - **The end of a ring** is not the end of its polls: the kernel takes them down tens of
-//!   milliseconds later, and only then are their files let go. `sentinel` is the write end of a pipe
-//!   whose read end nobody but the ring holds, as a registered file; those go last. Its `POLLERR`
-//!   says that the ring is gone, and a [`follower`]'s that its files are. Until then the sentinels of
-//!   replaced rings are in `graves` and those of their followers in `followers`, and watched by the
-//!   ring that came after.
+//! - **The end of a ring** is not the end of its polls. Until the kernel has taken those down, rings that
+//!   were replaced are among the [`ending`] ones, which the ring that came after watches.
 
 pub(crate) mod children;
+mod ending;
 mod instance;
 mod list;
 pub(crate) mod ring;
 
-use crate::backend::epoll::Entries;
+use crate::backend::choice::explain;
+use crate::backend::epoll::{self, Entries};
 use crate::backend::{Completion, Kernel, Place, Standing, Tag, Tier, Token, events, process};
 use crate::shared::Shared;
 use crate::sync::Arc;
 use children::{Children, Limits};
+use ending::EndingRings;
 use instance::{Instance, poll_add};
 use io_uring::{opcode, types};
 use ring::Ring;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use rustix::time::Timespec;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -56,6 +52,8 @@ use std::time::{Duration, Instant};
 const LONGEST_END: Duration = Duration::from_secs(10);
 /// How long what a ring had is waited for, if there is not enough for its successor.
 const LONGEST_SHORTAGE: Duration = Duration::from_secs(1);
+/// Calls to the far tier in a row.
+const FAR_CALLS: usize = 4;
 /// Waits on one thread before its table of registered rings is used.
 const WAITS_BEFORE_REGISTERING: u32 = 64;
 
@@ -63,20 +61,10 @@ const NOW: Option<Duration> = Some(Duration::ZERO);
 
 const BELL: Token = Token::new(Tag::Internal, 0, 0);
 const FAR: Token = Token::new(Tag::Internal, 1, 0);
-const GRAVE: Token = Token::new(Tag::Internal, 2, 0);
+const ENDING: Token = Token::new(Tag::Internal, 2, 0);
 const SCOUT: Token = Token::new(Tag::Internal, 3, 0);
 const SCOUT_RENEWED: Token = Token::new(Tag::Internal, 4, 0);
 const CALL: Token = Token::new(Tag::Internal, 5, 0);
-
-/// The sentinel of a ring that ends here and now.
-///
-/// The kernel releases the files of a ring one after the other, the youngest of a batch first
-/// (`delayed_fput`), so a sentinel may go before the rest. When that of a ring which ended later has
-/// come through the same queue, the batch is done.
-fn follower() -> Option<OwnedFd> {
-    let mut follower = Instance::of(Ring::smallest().ok()?);
-    follower.sentinel.take()
-}
 
 /// No locked memory or no descriptor left.
 fn is_shortage(error: &io::Error) -> bool {
@@ -86,21 +74,6 @@ fn is_shortage(error: &io::Error) -> bool {
     )
 }
 
-/// Whether the ring of that sentinel is gone; if not, after having waited for it.
-fn is_gone(sentinel: &OwnedFd, deadline: Instant) -> bool {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).unwrap_or_default();
-        // `POLLERR` comes unasked.
-        let mut watched = [PollFd::new(sentinel, PollFlags::empty())];
-        match poll(&mut watched, Some(&timeout)) {
-            Err(Errno::INTR) => {}
-            Ok(0) => return false,
-            _ => return true,
-        }
-    }
-}
-
 pub(crate) struct Uring {
     /// With the main ring.
     instance: Instance,
@@ -108,9 +81,11 @@ pub(crate) struct Uring {
     far: Entries,
     /// The ring watches the far tier.
     far_watched: bool,
-    /// Sentinels of replaced rings, and of those that followed them.
-    graves: Vec<OwnedFd>,
-    followers: Vec<OwnedFd>,
+    /// There may be more in the far tier than was taken.
+    far_more: bool,
+    /// Somebody else may be waiting for the far tier.
+    nested: bool,
+    ending: EndingRings,
     /// Completions that the ring does not know of: of the far tier's requests.
     made: Vec<Completion>,
     pinned: bool,
@@ -129,8 +104,9 @@ impl Uring {
             children: Children::new(limits),
             far: Entries::new()?,
             far_watched: false,
-            graves: Vec::new(),
-            followers: Vec::new(),
+            far_more: false,
+            nested: false,
+            ending: EndingRings::default(),
             made: Vec::new(),
             pinned: false,
             waits: 0,
@@ -147,6 +123,19 @@ impl Uring {
             self.far_watched = true;
             let far = self.far.fd().as_raw_fd();
             self.watch(FAR, far);
+        }
+    }
+
+    /// Takes what the far tier has to say. Both sides of it are edge-triggered: after a call that finds less
+    /// than it has room for, the next event is a new one for the ring, too (`ep_poll_callback`).
+    fn take_from_far(&mut self, batch: &mut Vec<Completion>) {
+        for _ in 0..FAR_CALLS {
+            self.shared.counters.enters.add(1);
+            let taken = self.far.wait(NOW, batch);
+            self.far_more = taken.is_ok_and(|count| count == epoll::BATCH);
+            if !self.far_more {
+                break;
+            }
         }
     }
 
@@ -182,14 +171,11 @@ impl Uring {
         {
             return fresh;
         }
-        self.graves.extend(self.instance.sentinel.take());
+        self.ending.add(self.instance.sentinel.take());
         self.instance.end();
         fresh.or_else(|_| Instance::new()).or_else(|_| {
             // The kernel takes its time to give back what the old one had.
-            let deadline = Instant::now() + LONGEST_SHORTAGE;
-            for sentinel in &self.graves {
-                is_gone(sentinel, deadline);
-            }
+            self.ending.await_rings(Instant::now() + LONGEST_SHORTAGE);
             Instance::new()
         })
     }
@@ -204,9 +190,7 @@ impl Uring {
         if std::mem::take(&mut self.far_watched) {
             self.watch_far();
         }
-        for sentinel in self.graves.iter().chain(&self.followers) {
-            self.instance.push(poll_add(GRAVE, sentinel.as_raw_fd(), 0));
-        }
+        self.ending.watch_on(&mut self.instance);
         self.instance.enter(0, None)
     }
 }
@@ -252,9 +236,20 @@ impl Kernel for Uring {
         self.instance(place.ring).close(token, fd);
     }
 
+    fn not_closed(&mut self, fd: RawFd, errno: i32) {
+        // A ring will not close a ring (`io_close`). Any other error leaves the descriptor closed (`close(2)`).
+        if errno == libc::EBADF {
+            // SAFETY: it was handed over as an `OwnedFd`, whose number nobody else has while it is open.
+            drop(unsafe { process::adopt(fd) });
+        }
+    }
+
     fn wait(&mut self, timeout: Option<Duration>, batch: &mut Vec<Completion>) -> io::Result<()> {
         if !self.made.is_empty() {
             batch.append(&mut self.made);
+        }
+        if self.far_more {
+            self.take_from_far(batch);
         }
         if self.pinned && self.waits < WAITS_BEFORE_REGISTERING {
             self.waits += 1;
@@ -295,7 +290,10 @@ impl Kernel for Uring {
     }
 
     fn has_news(&self) -> bool {
-        self.instance.has_news() || !self.made.is_empty() || self.children.have_news()
+        self.instance.has_news()
+            || !self.made.is_empty()
+            || self.far_more
+            || self.children.have_news()
     }
 
     fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool {
@@ -337,28 +335,14 @@ impl Kernel for Uring {
     }
 
     fn own(&mut self, completion: Completion, batch: &mut Vec<Completion>) {
-        if completion.token == FAR {
-            // Edge-triggered on both sides: to the last event.
-            let mut news = true;
-            while news {
-                self.shared.counters.enters.add(1);
-                news = self.far.wait(NOW, batch).is_ok_and(|count| count > 0);
+        match completion.token {
+            FAR => self.take_from_far(batch),
+            ENDING => {
+                let far = self.nested.then_some(&self.far);
+                self.ending.look(&mut self.instance, far);
             }
-        }
-        if completion.token == GRAVE {
-            let lingers = |sentinel: &OwnedFd| !is_gone(sentinel, Instant::now());
-            let graves = self.graves.len();
-            self.graves.retain(lingers);
-            self.followers.retain(lingers);
-            if self.graves.len() < graves
-                && let Some(sentinel) = follower()
-            {
-                self.instance.push(poll_add(GRAVE, sentinel.as_raw_fd(), 0));
-                self.followers.push(sentinel);
-            }
-        }
-        if completion.token == CALL {
-            self.children.answer();
+            CALL => self.children.answer(),
+            _ => {}
         }
         if completion.more || self.standing() != Standing::Ready {
             return;
@@ -388,22 +372,22 @@ impl Kernel for Uring {
     fn rebuild(&mut self) -> io::Result<()> {
         if self.standing() == Standing::Inherited {
             // The parent's as well, whose ring does not end with our part in it.
-            let fresh = Instance::new()?;
+            let fresh = Instance::new().map_err(explain)?;
             self.shared.bell.replace()?;
             self.far.replace()?;
-            self.graves.clear();
-            self.followers.clear();
+            self.ending.forget();
             self.children.end();
             self.instance = fresh;
         } else {
             // Whatever comes of it, their polls are gone.
             self.instance.broken = true;
-            self.graves.extend(self.children.end());
-            self.instance = self.successor()?;
+            self.ending.add(self.children.end());
+            self.instance = self.successor().map_err(explain)?;
             // The epoll instance stays: another loop may be watching it.
             self.far.clear();
         }
         self.made.clear();
+        self.far_more = false;
         self.waits = 0;
         self.shared.counters.rebuilds.add(1);
         self.start()
@@ -413,13 +397,16 @@ impl Kernel for Uring {
         self.far.fd()
     }
 
-    fn expose(&self) -> io::Result<()> {
-        Ok(self.far.watch(BELL, self.shared.bell.fd())?)
+    fn expose(&self) -> io::Result<bool> {
+        self.far.watch(BELL, self.shared.bell.fd())?;
+        Ok(false)
     }
 
     fn nest(&mut self) -> io::Result<Tier> {
         self.watch_far();
         self.expose()?;
+        self.ending.expose_in(&self.far);
+        self.nested = true;
         Ok(Tier::Far)
     }
 
@@ -427,7 +414,7 @@ impl Kernel for Uring {
         let counters = &self.shared.counters;
         let children = self.children.settle(counters)?;
         let main = self.instance.settle(counters)?;
-        Ok(main && children && self.made.is_empty())
+        Ok(main && children && self.made.is_empty() && !self.far_more)
     }
 
     fn pin(&mut self) -> bool {
@@ -440,13 +427,14 @@ impl Kernel for Uring {
 
     fn unpin(&mut self) {
         self.pinned = false;
-        if self.standing() == Standing::Ready {
-            self.instance.ring.unregister();
+        let instance = &mut self.instance;
+        if instance.is_at_home() && !instance.ended {
+            instance.ring.unregister();
         }
     }
 
     fn is_haunted(&self) -> bool {
-        !self.graves.is_empty() || !self.followers.is_empty()
+        !self.ending.is_empty()
     }
 
     fn shut_down(self: Box<Self>, clean: bool) {
@@ -456,24 +444,16 @@ impl Kernel for Uring {
         let Uring {
             mut instance,
             mut children,
-            mut graves,
-            followers,
+            mut ending,
             ..
         } = *self;
-        graves.extend(followers);
         let sentinels = children.end();
         if !clean {
-            graves.extend(sentinels);
-            graves.extend(instance.sentinel.take());
+            ending.add(sentinels);
+            ending.add(instance.sentinel.take());
         }
         drop(instance);
-        if graves.is_empty() {
-            return;
-        }
-        let deadline = Instant::now() + LONGEST_END;
-        let mut gone = graves.iter().all(|sentinel| is_gone(sentinel, deadline));
-        gone &= follower().is_none_or(|sentinel| is_gone(&sentinel, deadline));
-        if !gone {
+        if !ending.is_empty() && !ending.await_files(Instant::now() + LONGEST_END) {
             tracing::warn!("the kernel has not taken an io_uring down in {LONGEST_END:?}");
         }
     }

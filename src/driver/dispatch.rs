@@ -116,15 +116,13 @@ impl Driver {
             more,
         } = completion;
         let spurious = &self.shared.counters.spurious;
-        let Some(slot) = self.slots.get_mut(token.slot() as usize) else {
+        let slot = self.slots.get_mut(token.slot() as usize);
+        let Some(slot) = slot.filter(|slot| slot.is_watching(tag, token)) else {
             spurious.add(1);
+            self.kernel.stray();
             return false;
         };
         let watch = slot.watch(tag);
-        if watch.state == State::Idle || watch.generation != token.generation() {
-            spurious.add(1);
-            return false;
-        }
         let armed = watch.state == State::Armed;
         let fresh = std::mem::replace(&mut watch.fresh, false);
         if more {
@@ -171,7 +169,9 @@ impl Driver {
             return false;
         }
         let ready = slot.ready(tag, result as u16);
-        report(&slot.source, ready, &self.shared.counters)
+        // Armed anew, it repeats what was there before.
+        let repeated = fresh && slot.source.has_edges(ready);
+        report(&slot.source, ready, &self.shared.counters) && !repeated
     }
 
     fn closed(&mut self, completion: Completion) {
@@ -180,6 +180,9 @@ impl Driver {
             && slot.stage == Stage::Closing
             && completion.token == slot.close_token(index)
         {
+            if completion.result < 0 {
+                self.kernel.not_closed(slot.source.fd(), -completion.result);
+            }
             slot.stage = Stage::Closed;
             self.ended.push(index);
         }

@@ -163,7 +163,7 @@ impl Bench {
         let timeout = self.world().bytes.one_in(2).then_some(Duration::ZERO);
         let turned = self.driver().turn(timeout, || true);
         if turned.is_ok() {
-            let living = self.users.iter().filter(|user| !user.ended).count();
+            let living = self.users.iter().filter(|user| user.is_living()).count();
             assert_eq!(self.driver().shared.registered(), living);
         }
         self.compare();
@@ -208,7 +208,7 @@ impl Bench {
             user.check_calls(&world.told[user.id]);
             if user.ended && !user.released && user.is_released() {
                 user.released = true;
-                assert!(!world.haunted || !world.told[user.id].watched);
+                assert!(!world.haunted || !world.told[user.id].left_behind);
                 assert!(!world.polls.iter().any(|poll| poll.owner == user.id));
                 assert!(!world.closes.iter().any(|(_, owner, _)| *owner == user.id));
             }

@@ -4,7 +4,7 @@ use super::reconcile::take_out;
 use super::slot::{Stage, State};
 use super::{Driver, NOW};
 use crate::backend::{Standing, Tag, Token};
-use crate::source::NO_SLOT;
+use crate::source::{NO_SLOT, REFUSED};
 use std::io;
 
 /// Registrations that are cancelled one by one when the reactor ends. More are left to the end of
@@ -40,6 +40,7 @@ impl Driver {
         for (index, slot) in &mut self.slots {
             slot.main.state = State::Idle;
             slot.urgent.state = State::Idle;
+            slot.in_old_ring = true;
             if slot.stage == Stage::Closing {
                 // The old ring executed it with its submission, or gave the descriptor back.
                 slot.stage = Stage::Closed;
@@ -95,9 +96,12 @@ impl Driver {
     /// The end of the reactor. When this returns, no file is held any more, every waiter has been
     /// called, and every later call is answered with "reactor gone".
     pub(crate) fn shut_down(mut self) {
-        let clean = self.kernel.standing() == Standing::Ready
-            && self.slots.len() <= CANCELLED_AT_END
-            && self.cancel_all();
+        let clean = match self.kernel.standing() {
+            // It has taken no turn, and armed nothing.
+            Standing::New => true,
+            Standing::Ready => self.slots.len() <= CANCELLED_AT_END && self.cancel_all(),
+            Standing::Lost | Standing::Inherited => false,
+        };
         let Driver {
             kernel,
             slots,
@@ -114,7 +118,7 @@ impl Driver {
             take_out(&source);
             // Its slot, if it has one, follows; what was handed over is closed by whichever is first
             // to find that nobody else will.
-            if source.slot() == NO_SLOT {
+            if matches!(source.slot(), NO_SLOT | REFUSED) {
                 source.orphan();
             }
         }
@@ -128,6 +132,8 @@ impl Driver {
     /// them have ended.
     fn cancel_all(&mut self) -> bool {
         self.attend_all();
+        // Nothing is armed again from here on.
+        self.ending = true;
         let mut cancelled = Vec::new();
         for (index, slot) in &mut self.slots {
             for tag in [Tag::Main, Tag::Urgent] {
@@ -139,8 +145,6 @@ impl Driver {
                     cancelled.push((token, slot.source.fd(), place));
                 }
             }
-            // Nothing is armed again from here on.
-            slot.failed = true;
         }
         // The youngest first is the cheap order: a cancel walks past all younger polls.
         for (token, fd, place) in cancelled.into_iter().rev() {

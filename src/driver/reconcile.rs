@@ -5,7 +5,7 @@ use super::Driver;
 use super::slot::{Slot, Stage, State, Watch, wanted};
 use crate::backend::{Place, Tag, Tier, Token};
 use crate::source::intent::Intent;
-use crate::source::{NO_SLOT, RETIRED, Source};
+use crate::source::{NO_SLOT, REFUSED, RETIRED, Source};
 use crate::sync::Arc;
 use std::os::fd::BorrowedFd;
 
@@ -34,7 +34,10 @@ impl Driver {
         if newcomers > 0 {
             self.scouts = if newcomers > SCOUTS { 0 } else { SCOUTS };
         }
-        // One that was seen to end elsewhere is in the intake, too, or will be.
+        self.count_down();
+    }
+
+    fn count_down(&mut self) {
         let departed = std::mem::take(&mut self.departed);
         if departed > 0 {
             self.shared.count_down(departed);
@@ -56,6 +59,12 @@ impl Driver {
         let intent = self.take_intent(&source);
         match source.slot() {
             RETIRED => {}
+            REFUSED => {
+                if intent.contains(Intent::CLOSING) {
+                    drop(source.take_fd());
+                    self.let_go(source, true);
+                }
+            }
             NO_SLOT if intent.contains(Intent::CLOSING) => {
                 // It came and went between two turns: the kernel need not know.
                 source.set_slot(RETIRED);
@@ -80,6 +89,7 @@ impl Driver {
                     place: Place::default(),
                     pollable: false,
                     failed: false,
+                    in_old_ring: false,
                     shortages: 0,
                 });
                 self.reconcile(index, intent);
@@ -98,12 +108,12 @@ impl Driver {
         let Some(slot) = self.slots.get_mut(index as usize) else {
             return;
         };
-        let closing = intent.contains(Intent::CLOSING);
-        if closing && slot.stage == Stage::Living {
+        let over = slot.failed || intent.contains(Intent::CLOSING);
+        if over && slot.stage == Stage::Living {
             slot.stage = Stage::Ending;
             self.departed += 1;
         }
-        let (main, urgent) = if closing || slot.failed {
+        let (main, urgent) = if over || self.ending {
             (0, 0)
         } else {
             wanted(intent, self.kernel.separate_urgent())
@@ -126,6 +136,7 @@ impl Driver {
                     watch.fresh = true;
                     let token = Token::new(tag, index, watch.generation);
                     let place = self.kernel.arm(token, fd, wanted, tier);
+                    self.armed = true;
                     if tag == Tag::Main {
                         slot.misplaced = false;
                         slot.place = place;
@@ -139,7 +150,7 @@ impl Driver {
                 State::Idle | State::Armed | State::Cancelling => {}
             }
         }
-        if closing {
+        if over {
             // Upon the cancels, which go the same way.
             if let Some((token, fd)) = slot.close(index) {
                 self.kernel.close(token, fd, slot.place);
@@ -150,10 +161,13 @@ impl Driver {
         }
     }
 
-    /// The kernel watches nothing any more for a source that is closing, and has closed what was handed
-    /// over.
+    /// The kernel watches nothing any more for a source that is closing or was refused, and has closed what
+    /// was handed over.
     fn conclude(&mut self, index: u32) {
         let slot = self.slots.remove(index as usize);
+        if !slot.source.is_closing() {
+            return slot.source.set_slot(REFUSED);
+        }
         let mut source = slot.source;
         if let Some(returned) = slot.returned {
             match self.shared.spares.put(&mut self.spare, [source, returned]) {
@@ -162,8 +176,13 @@ impl Driver {
                 Err(shared) => source = shared,
             }
         }
+        self.let_go(source, slot.in_old_ring);
+    }
+
+    /// The driver is done with a source, whose file may be in a ring that was replaced.
+    fn let_go(&mut self, source: Arc<Source>, in_old_ring: bool) {
         source.set_slot(RETIRED);
-        if self.kernel.is_haunted() {
+        if in_old_ring && self.kernel.is_haunted() {
             self.haunted.push(source);
         } else {
             source.release();
@@ -180,6 +199,7 @@ impl Driver {
 
     #[inline(never)]
     fn recover_each(&mut self) {
+        self.armed = false;
         // A slot may be here twice, and may be gone the second time.
         let mut ended = std::mem::take(&mut self.ended);
         for index in ended.drain(..) {
@@ -189,6 +209,9 @@ impl Driver {
             }
         }
         self.ended = ended;
+        self.count_down();
+        // What came meanwhile is reported by the arming, and somebody may wait for it.
+        self.resumes = std::mem::take(&mut self.armed);
         if !self.haunted.is_empty() && !self.kernel.is_haunted() {
             for source in self.haunted.drain(..) {
                 source.release();

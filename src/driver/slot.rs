@@ -75,6 +75,8 @@ pub(super) struct Slot {
     pub(super) pollable: bool,
     /// The kernel's verdict was final.
     pub(super) failed: bool,
+    /// It was armed on a ring that was replaced since, and that may hold its file still.
+    pub(super) in_old_ring: bool,
     pub(super) shortages: u8,
 }
 
@@ -85,6 +87,16 @@ impl Slot {
         } else {
             &mut self.main
         }
+    }
+
+    /// The poll of that token has not ended.
+    pub(super) fn is_watching(&self, tag: Tag, token: Token) -> bool {
+        let watch = if tag == Tag::Urgent {
+            &self.urgent
+        } else {
+            &self.main
+        };
+        watch.state != State::Idle && watch.generation == token.generation()
     }
 
     /// Where a poll is that is armed.
@@ -146,7 +158,8 @@ impl Slot {
     /// What poll bits mean for this registration.
     pub(super) fn ready(&mut self, tag: Tag, mut bits: u16) -> Ready {
         if !self.watch(tag).reads() {
-            bits &= !events::IN;
+            // The kernel's poll reports it unasked.
+            bits &= !(events::IN | events::RDHUP);
         }
         if tag == Tag::Urgent && self.main.state != State::Idle {
             // The other poll reports the rest.

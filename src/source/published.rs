@@ -68,13 +68,16 @@ impl Published<'_> {
         direction: Direction,
         news: News,
         waker: &Waker,
-        answer: impl Fn() -> Option<R>,
-    ) -> Poll<R> {
+        answer: impl Fn() -> Option<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
         loop {
             match self.park(direction, waker, Contention::Replace, news) {
                 Parked::News => {
                     // Unless somebody else took it first.
                     if let Some(answer) = answer() {
+                        if answer.is_ok() {
+                            self.want(direction);
+                        }
                         return Poll::Ready(answer);
                     }
                 }
@@ -135,7 +138,7 @@ impl Published<'_> {
         Poll::Pending
     }
 
-    /// A task waits for this direction: sees to it that it is armed.
+    /// A task has asked for this direction: sees to it that it is armed.
     fn want(&self, direction: Direction) {
         let intent = Intent(self.intent.load(Ordering::Relaxed));
         let missing = match direction {
@@ -156,6 +159,8 @@ impl Published<'_> {
         } else if intent == Intent::UNHEARD {
             // Whoever means to leave it to the scout may not have come to that.
             self.shared.nudge();
+        } else if self.shared.bell.is_orphaned() {
+            self.orphan();
         }
     }
 
@@ -239,6 +244,9 @@ impl Published<'_> {
         let before = Intent(self.intent.fetch_or(bits.0, Ordering::AcqRel));
         if before.contains(Intent::ORPHANED) {
             drop(self.take_fd());
+        } else if self.shared.bell.is_orphaned() {
+            // Its thread is the parent's, and nobody here will ever look at it.
+            self.orphan();
         } else if before.contains(Intent::QUEUED) {
             // The reactor may be asleep over it.
             self.shared.nudge();

@@ -157,6 +157,11 @@ impl Word {
         Word((self.0 | bits).wrapping_add(TICK))
     }
 
+    /// All of these edges came in already, and were not taken.
+    pub(crate) const fn has_edges(self, ready: Ready) -> bool {
+        (self.with_edges(ready).0 ^ self.0) & (TICK - 1) == 0
+    }
+
     /// The directions, as bits, whose streams these edges are news for.
     pub(crate) const fn concerned(ready: Ready) -> u64 {
         let bits = ready.bits() as u64;

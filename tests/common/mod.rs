@@ -121,6 +121,9 @@ fn watched_for(bound: Duration, body: impl FnOnce() + Send + 'static) {
 
 const CHILD: &str = "URING_REACTOR_TEST_CHILD";
 
+/// For tests in which the choice of a backend is the point, whatever the others are to run on.
+pub(crate) const AUTO: (&str, &str) = ("URING_REACTOR_BACKEND", "auto");
+
 /// Runs `body` in a process of its own, which has no other thread than libtest's, and that one only
 /// waits. The process runs this very test once more, so this is to be called first thing in a
 /// `#[test]` function, by that function itself.

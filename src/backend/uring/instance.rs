@@ -223,11 +223,13 @@ impl Instance {
         let block = block && self.backlog.is_empty();
         let mut result = Ok(());
         let work = !self.ring.has_completions() && self.ring.has_work();
+        // Requests may have been handed over since the last time, and the call that follows mends it.
+        let overflowed = self.ring.has_overflowed();
         if block || self.ring.queued() > 0 || work {
             result = self.counted_enter(u32::from(block), timeout, counters);
         }
         let harvest = self.reap(batch);
-        if self.ring.has_overflowed() {
+        if overflowed || self.ring.has_overflowed() {
             counters.overflows.add(1);
         }
         if result.is_ok() && self.leaves_work(harvest) {
@@ -276,9 +278,15 @@ impl Instance {
     pub(super) fn settle(&mut self, counters: &Counters) -> io::Result<bool> {
         self.refill();
         if self.ring.queued() > 0 {
-            self.counted_enter(0, None, counters)?;
+            let result = self.counted_enter(0, None, counters);
+            result.or_else(|error| self.excuse(error))?;
         }
-        Ok(!self.has_news() && self.backlog.is_empty())
+        Ok(!self.has_news() && !self.has_requests())
+    }
+
+    /// This is the thread that owns the ring.
+    pub(super) fn is_at_home(&self) -> bool {
+        self.process == process::generation() && self.owner == Some(process::thread())
     }
 
     /// Ends the ring, ahead of its successor. What is left is good for nothing but a drop.
@@ -287,7 +295,7 @@ impl Instance {
             return;
         }
         // An index in this thread's table would keep the ring, and so its files, alive.
-        if self.process == process::generation() && self.owner == Some(process::thread()) {
+        if self.is_at_home() {
             self.ring.unregister();
         }
         // A `CLOSE` that was not submitted has not closed anything, here or in a parent.

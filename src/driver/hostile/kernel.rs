@@ -53,8 +53,8 @@ pub(super) struct Told {
     pub(super) refused: bool,
     /// Its file may be polled no more: it has deregistered.
     pub(super) ended: bool,
-    /// The kernel was asked to watch its file.
-    pub(super) watched: bool,
+    /// Its file was watched when everything was started over.
+    pub(super) left_behind: bool,
     /// Its descriptor is going to be handed over, and is not yet.
     pub(super) to_close: bool,
 }
@@ -133,7 +133,7 @@ impl World {
             let mut bits = result as u16;
             if asked & events::RDHUP == 0 {
                 // Reading was not asked for.
-                bits &= !events::IN;
+                bits &= !(events::IN | events::RDHUP);
             }
             let certain = if token.tag() == Some(Tag::Urgent) && watched_too {
                 bits & events::PRI
@@ -287,7 +287,6 @@ impl Kernel for Liar {
         assert!(!world.told[owner].ended, "armed after its end");
         let twice = |poll: &Living| poll.owner == owner && poll.token.tag() == token.tag();
         assert!(!world.polls.iter().any(twice), "armed twice");
-        world.told[owner].watched = true;
         let place = match tier {
             Tier::Near => Place {
                 ring: world.bytes.byte() % 8,
@@ -383,7 +382,9 @@ impl Kernel for Liar {
         world.bytes.error()?;
         world.standing = Standing::Ready;
         world.haunted = world.bytes.one_in(2);
-        world.polls.clear();
+        for poll in world.polls.drain(..) {
+            world.told[poll.owner].left_behind = true;
+        }
         world.requests.clear();
         world.closes.clear();
         Ok(())
@@ -393,8 +394,9 @@ impl Kernel for Liar {
         self.descriptor.as_fd()
     }
 
-    fn expose(&self) -> io::Result<()> {
-        self.world().bytes.error()
+    fn expose(&self) -> io::Result<bool> {
+        let world = &mut *self.world();
+        world.bytes.error().map(|()| world.bytes.one_in(2))
     }
 
     fn nest(&mut self) -> io::Result<Tier> {

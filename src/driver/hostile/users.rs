@@ -1,7 +1,7 @@
 //! Who has registered, what each has heard, and whether that was right.
 
 use super::kernel::Told;
-use crate::ready::Ready;
+use crate::ready::{Interest, Ready};
 use crate::registration::Registration;
 use crate::source::Source;
 use crate::sync::{Arc, Ordering};
@@ -69,6 +69,12 @@ impl User {
             ended: false,
             released: false,
         }
+    }
+
+    /// It has not ended, and the kernel has not refused it.
+    pub(super) fn is_living(&self) -> bool {
+        let news = self.source.peek(Interest::READABLE);
+        !self.ended && !news.is_some_and(|news| news.is_err())
     }
 
     pub(super) fn is_released(&self) -> bool {
