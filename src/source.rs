@@ -507,6 +507,19 @@ impl Source {
         self.finish(|word| word.with_end(End::Gone).with_released());
     }
 
+    /// As [`orphan`](Source::orphan), by whoever finds that the intake is closed. If the driver has taken the
+    /// descriptor, it is about to close it, and says that the file is released after that.
+    pub(crate) fn abandon(&self) {
+        let before = Intent(self.intent.fetch_or(Intent::ORPHANED.0, Ordering::Release));
+        let fd = self.take_fd();
+        let taken = before.contains(Intent::CLOSE_FD) && fd.is_none();
+        drop(fd);
+        self.finish(|word| {
+            let gone = word.with_end(End::Gone);
+            if taken { gone } else { gone.with_released() }
+        });
+    }
+
     /// The descriptor that [`deregister`](Published::deregister) was given, for the first who asks.
     pub(crate) fn take_fd(&self) -> Option<OwnedFd> {
         // What came before `CLOSE_FD`, and before `ORPHANED`, is acquired here.

@@ -187,6 +187,42 @@ fn wait_for_the_release(armed: bool) {
     });
 }
 
+/// A descriptor is handed over while the reactor ends, by a task that waits for its file to be let go: when
+/// it hears that, it knows that the descriptor is taken care of.
+fn hand_over_and_wait_for_the_release(armed: bool) {
+    explore(Preemptions(3), move || {
+        let (mut reactor, handle, world) = reactor();
+        let io = file();
+        let mut registration = Registration::new();
+        registration.register_with(&io, &handle).unwrap();
+        if armed {
+            turn(&mut reactor);
+        }
+        let user = thread::spawn(move || {
+            let (count, waker) = Count::new();
+            registration.deregister_and_close(io).unwrap();
+            let source = Arc::clone(&registration.source().unwrap());
+            let ready = source.poll_released(&waker).is_ready();
+            assert!(!ready || world.memory().has_adopted());
+            (ready, count, source)
+        });
+        drop(reactor);
+        let (ready, count, source) = user.join().unwrap();
+        assert!(ready || count.get() > 0);
+        assert!(source.poll_released(std::task::Waker::noop()).is_ready());
+    });
+}
+
+#[test]
+fn the_end_against_a_hand_over_and_a_wait_for_the_release() {
+    hand_over_and_wait_for_the_release(true);
+}
+
+#[test]
+fn the_end_against_a_hand_over_of_what_was_never_armed_and_a_wait_for_the_release() {
+    hand_over_and_wait_for_the_release(false);
+}
+
 /// A wake of a reactor that ends does nothing.
 #[test]
 fn the_end_against_a_wake_and_a_registration() {

@@ -253,7 +253,7 @@ impl Published<'_> {
         } else {
             let scouted = descriptor.filter(|_| before.or(bits) == Intent::UNHEARD);
             if let Err(source) = self.shared.attend(self, share(), scouted) {
-                source.orphan();
+                source.abandon();
             }
         }
     }
