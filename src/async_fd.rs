@@ -86,7 +86,11 @@ use std::task::{Context, Poll, ready};
 /// while it is in here. If it does, events may be wrong or missing; nothing else breaks.
 ///
 /// Dropping an `AsyncFd` ends the registration, then drops the `T`. The reactor lets go of the file
-/// in its next turn, and so the peer sees the end then. [`close`](AsyncFd::close) tells when.
+/// in its next turn, and so the peer sees the end then. [`close`](AsyncFd::close) tells when. Whoever lets
+/// go of a socket with `SO_LINGER` last is the one who waits for it, which may be the reactor.
+///
+/// Threads that register and deregister faster than the reactor's can follow are slowed down, see
+/// [`Registration`].
 ///
 /// # Sockets and streams
 ///
@@ -118,7 +122,6 @@ impl<T: AsFd> AsyncFd<T> {
     ///
     /// What only the kernel's poll can tell (a regular file cannot be waited for:
     /// `PermissionDenied`) comes with the first wait.
-    ///
     pub fn new(io: T) -> Result<AsyncFd<T>, NewError<T>> {
         AsyncFd::with_handle(io, &Handle::default())
     }
@@ -376,6 +379,9 @@ impl<T> AsyncFd<T> {
     ///
     /// What `io` says, and as [`ready`](AsyncFd::ready). `Interrupted` is handed on as well.
     ///
+    /// With an interest of both directions, one `WouldBlock` clears both, also for tasks that wait for
+    /// the other one.
+    ///
     /// # Cancel safety
     ///
     /// What `io` has done is never thrown away: a call that did it returns its result without
@@ -391,7 +397,8 @@ impl<T> AsyncFd<T> {
 
     /// Calls `io` if the descriptor is known to be ready for something of `interest`.
     ///
-    /// A `WouldBlock` from `io` clears the readiness it was called for.
+    /// A `WouldBlock` from `io` clears the readiness it was called for. This call waits for nothing, and so
+    /// adds nothing to the interest: of what is not in it, it will not know.
     ///
     /// # Errors
     ///

@@ -20,6 +20,7 @@ use crate::sync::{Arc, AtomicPtr, Ordering, const_unless_loom};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr;
 use std::task::{Context, Poll};
 
@@ -307,6 +308,10 @@ impl Registration {
         Some(unsafe { Published::from_raw(raw) })
     }
 }
+
+// What a panic may interrupt is single atomic steps.
+impl UnwindSafe for Registration {}
+impl RefUnwindSafe for Registration {}
 
 impl Default for Registration {
     fn default() -> Registration {

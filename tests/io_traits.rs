@@ -408,6 +408,45 @@ both_backends! {
         assert_eq!((&one, &other[..5]), (b"hello ", &b"world"[..]));
     }
 
+    fn more_buffers_than_one_call_takes_go_in_several(backend: Backend) {
+        const MANY: usize = 2500;
+        let mut reactor = reactor(backend);
+        with_every_stream!({
+            let (ours, theirs) = tcp_pair();
+            (async_fd(ours, &reactor), theirs)
+        }, |ours, theirs| {
+            let data = [IoSlice::new(b"x"); MANY];
+            let write_all = async {
+                let mut sent = 0;
+                while sent < data.len() {
+                    sent += poll_fn(|cx| ours.poll_write_vectored(cx, &data[sent..])).await?;
+                }
+                io::Result::Ok(())
+            };
+            reactor.block_on(write_all).unwrap().unwrap();
+            get(&theirs, &[b'x'; MANY]);
+        });
+
+        let (ours, theirs) = tcp_pair();
+        let mut ours = async_fd(ours, &reactor);
+        put(&theirs, &[b'x'; MANY]);
+        let mut bytes = [[0]; MANY];
+        let mut buffers: Vec<_> = bytes.iter_mut().map(|byte| IoSliceMut::new(byte)).collect();
+        let read_all = async {
+            let mut received = 0;
+            while received < MANY {
+                received += poll_fn(|cx| {
+                    let buffers = &mut buffers[received..];
+                    futures_io::AsyncRead::poll_read_vectored(Pin::new(&mut ours), cx, buffers)
+                })
+                .await?;
+            }
+            io::Result::Ok(())
+        };
+        reactor.block_on(read_all).unwrap().unwrap();
+        assert_eq!(bytes, [[b'x']; MANY]);
+    }
+
     fn closing_ends_writing_and_not_reading(backend: Backend) {
         let mut reactor = reactor(backend);
         with_every_stream!({

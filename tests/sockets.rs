@@ -391,6 +391,16 @@ both_backends! {
         }).unwrap();
     }
 
+    fn a_path_that_is_none_is_answered_as_by_std(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let long = "x".repeat(300);
+        for path in ["", "with\0zero", &long, "/nowhere/at/all"] {
+            let theirs = UnixStream::connect(path).unwrap_err().kind();
+            let ours = reactor.block_on(AsyncFd::<UnixStream>::connect(path));
+            assert_eq!(ours.unwrap().unwrap_err().kind(), theirs, "{path:?}");
+        }
+    }
+
     fn unix_pairs_are_connected(backend: Backend) {
         let mut reactor = reactor(backend);
         reactor.block_on(async {

@@ -48,7 +48,7 @@ impl<T> fmt::Debug for NewError<T> {
 
 impl<T> fmt::Display for NewError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the descriptor could not be registered with a reactor")
+        write!(f, "no AsyncFd could be made of it: {}", self.error)
     }
 }
 

@@ -1,6 +1,7 @@
 //! `AsyncRead` and `AsyncWrite` of futures-io.
 
 use super::AsyncFd;
+use super::stream::capacity;
 use crate::source::word::Direction;
 use ::futures_io::{AsyncRead, AsyncWrite};
 use std::io::{IoSlice, IoSliceMut, Read, Result, Write};
@@ -27,7 +28,7 @@ where
         cx: &mut Context<'_>,
         buffers: &mut [IoSliceMut<'_>],
     ) -> Poll<Result<usize>> {
-        let length = buffers.iter().map(|buffer| buffer.len()).sum();
+        let length = capacity(buffers.iter().map(|buffer| buffer.len()));
         self.poll_transfer(Direction::Read, cx, length, |mut io| {
             io.read_vectored(buffers)
         })
@@ -55,7 +56,7 @@ where
         cx: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
-        let length = buffers.iter().map(|buffer| buffer.len()).sum();
+        let length = capacity(buffers.iter().map(|buffer| buffer.len()));
         self.poll_transfer(Direction::Write, cx, length, |mut io| {
             io.write_vectored(buffers)
         })

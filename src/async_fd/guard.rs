@@ -71,8 +71,8 @@ impl<'a, T> ReadyGuard<'a, T> {
         Ok(outcome)
     }
 
-    /// Clears all the readiness that this guard has seen, but for
-    /// [`HUP`](Ready::HUP) and [`READ_CLOSED`](Ready::READ_CLOSED), which stay.
+    /// Clears all the readiness that this guard has seen, but for [`HUP`](Ready::HUP),
+    /// [`READ_CLOSED`](Ready::READ_CLOSED) and [`WRITE_CLOSED`](Ready::WRITE_CLOSED), which stay.
     ///
     /// To be called only after I/O that answered `WouldBlock`: there is no other sign of the same
     /// event.

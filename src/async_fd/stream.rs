@@ -9,6 +9,14 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::task::{Context, Poll, ready};
 
+/// Slices that one call takes (`IOV_MAX`, see `readv(2)`), as std knows.
+const MOST_SLICES: usize = 1024;
+
+/// How many bytes one call can move, by the lengths of the slices that it is given.
+pub(super) fn capacity(lengths: impl Iterator<Item = usize>) -> usize {
+    lengths.take(MOST_SLICES).fold(0, usize::saturating_add)
+}
+
 impl<T: AsFd> AsyncFd<T>
 where
     for<'a> &'a T: Write,

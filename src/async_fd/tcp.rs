@@ -53,8 +53,9 @@ impl AsyncFd<TcpListener> {
     ///
     /// # Errors
     ///
-    /// What `accept(2)` says. Some of it concerns one connection only (`ECONNABORTED`) or will pass
-    /// (`EMFILE`), so a server goes on after an error, with a pause after the latter kind.
+    /// What `accept(2)` says, and as [`AsyncFd::ready`]. Some of the former concerns one connection only
+    /// (`ECONNABORTED`) or will pass (`EMFILE`), so a server goes on after an error, with a pause after
+    /// the latter kind.
     ///
     /// # Cancel safety
     ///

@@ -2,6 +2,7 @@
 
 use super::AsyncFd;
 use super::owned::is_owned_fd;
+use super::stream::capacity;
 use crate::source::word::Direction;
 use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use std::io::{IoSlice, Read, Result, Write};
@@ -66,7 +67,7 @@ where
         cx: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
-        let length = buffers.iter().map(|buffer| buffer.len()).sum();
+        let length = capacity(buffers.iter().map(|buffer| buffer.len()));
         self.poll_transfer(Direction::Write, cx, length, |mut io| {
             io.write_vectored(buffers)
         })

@@ -49,7 +49,8 @@ impl AsyncFd<UdpSocket> {
     }
 
     /// Sets where `send` sends to, and the only address that datagrams are received from. As
-    /// [`UdpSocket::connect`]: nothing goes over the wire, and the future is ready at once.
+    /// [`UdpSocket::connect`]: nothing goes over the wire, and the future is ready at once. Nothing has
+    /// happened before it is polled.
     ///
     /// # Errors
     ///
@@ -126,6 +127,10 @@ impl AsyncFd<UdpSocket> {
     /// # Errors
     ///
     /// As `recv_from`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
     pub async fn peek_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         self.operate(Direction::Read, |io| io.peek_from(buffer))
             .await
@@ -136,6 +141,10 @@ impl AsyncFd<UdpSocket> {
     /// # Errors
     ///
     /// As `recv`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
     pub async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.operate(Direction::Read, |io| io.peek(buffer)).await
     }

@@ -84,6 +84,10 @@ impl AsyncFd<UnixStream> {
     /// What `connect(2)` says: `ConnectionRefused` if nobody listens there, `WouldBlock` if the
     /// listener's queue is full (of which the system has no event to wait for). And as
     /// [`AsyncFd::new`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the connection up.
     pub async fn connect(path: impl AsRef<Path>) -> io::Result<AsyncFd<UnixStream>> {
         AsyncFd::<UnixStream>::connect_with(path, &Handle::default()).await
     }
@@ -93,11 +97,22 @@ impl AsyncFd<UnixStream> {
     /// # Errors
     ///
     /// As `connect`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As `connect`.
     pub async fn connect_with(
         path: impl AsRef<Path>,
         handle: &Handle,
     ) -> io::Result<AsyncFd<UnixStream>> {
-        let address = SocketAddrUnix::new(path.as_ref())?;
+        let path = path.as_ref();
+        // What std says to a path that is none.
+        SocketAddr::from_pathname(path)?;
+        let address = if path.as_os_str().is_empty() {
+            SocketAddrUnix::new_unnamed()
+        } else {
+            SocketAddrUnix::new(path)?
+        };
         AsyncFd::connected(AddressFamily::UNIX, &address, handle).await
     }
 
@@ -181,7 +196,8 @@ impl AsyncFd<UnixDatagram> {
         both(UnixDatagram::pair()?, handle)
     }
 
-    /// Sets where `send` sends to. As [`UnixDatagram::connect`]: the future is ready at once.
+    /// Sets where `send` sends to. As [`UnixDatagram::connect`]: the future is ready at once, and nothing
+    /// has happened before it is polled.
     ///
     /// # Errors
     ///
@@ -192,9 +208,9 @@ impl AsyncFd<UnixDatagram> {
 
     /// Sends a datagram to a path. As [`UnixDatagram::send_to`].
     ///
-    /// If the receiver's queue is full, this waits until the receiver takes a datagram of this
-    /// socket. That it takes those of others is no event of this one; a socket that has much to send
-    /// to a busy receiver should be connected to it.
+    /// If the receiver's queue is full, an unconnected socket is told of no event when there is room. This
+    /// then tries again and again, with the other tasks in between; a socket that has much to send to a
+    /// busy receiver should be connected to it.
     ///
     /// # Errors
     ///

@@ -65,31 +65,27 @@ impl Waiters {
 
     /// Calls every waiter of these directions.
     pub(crate) fn wake(&self, directions: impl Fn(Direction) -> bool) {
-        let mut next = 0;
-        loop {
+        let mut keys = 0..usize::MAX;
+        while !keys.is_empty() {
             let mut batch: [Option<Waker>; BATCH] = [const { None }; BATCH];
-            let mut taken = 0;
+            let mut room = batch.iter_mut();
             {
                 let mut list = self.lock();
-                for (key, waiter) in list.iter_mut() {
-                    if key < next {
-                        continue;
-                    }
-                    if taken == BATCH {
-                        break;
-                    }
-                    next = key + 1;
-                    let concerned = Direction::BOTH.into_iter().any(|direction| {
-                        directions(direction) && direction.serves(waiter.interest)
-                    });
-                    if concerned && let Some(waker) = waiter.waker.take() {
-                        batch[taken] = Some(waker);
-                        taken += 1;
+                // Whoever has entered since has looked since.
+                keys.end = keys.end.min(list.capacity());
+                while !room.as_slice().is_empty()
+                    && let Some(key) = keys.next()
+                {
+                    if let Some(waiter) = list.get_mut(key)
+                        && Direction::BOTH.into_iter().any(|direction| {
+                            directions(direction) && direction.serves(waiter.interest)
+                        })
+                        && let Some(waker) = waiter.waker.take()
+                        && let Some(place) = room.next()
+                    {
+                        *place = Some(waker);
                     }
                 }
-            }
-            if taken == 0 {
-                return;
             }
             for waker in batch.into_iter().flatten() {
                 contain(|| waker.wake());
