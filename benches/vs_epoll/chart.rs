@@ -1,7 +1,8 @@
 //! The table as a picture: a bar from 1, where both sides are equal, to the ratio, and a whisker
 //! from the 10th to the 90th percentile. The scale is logarithmic, so that twice as fast is as long
 //! as half as fast. What one would use instead of this crate is shown, and what is timed; limits, our
-//! own other backend, and what is counted, are in the table.
+//! own other backend, what is counted, and what a peer could not do the same way (to spin), are in the
+//! table.
 
 use crate::report::{Row, Unit};
 use std::fmt::Write as _;
@@ -32,7 +33,11 @@ const FAINT: &str = "#8b949e";
 const PAPER: &str = "#ffffff";
 
 pub(crate) fn svg<'a>(rows: impl Iterator<Item = &'a Row>, machine: &str) -> String {
-    let shown = |row: &&Row| row.unit == Unit::Nanoseconds && !ASIDE.contains(&row.peer);
+    let shown = |row: &&Row| {
+        row.unit == Unit::Nanoseconds
+            && !ASIDE.contains(&row.peer)
+            && !row.workload.contains("/spin")
+    };
     let rows: Vec<&Row> = rows.filter(shown).collect();
     let width = LEFT + WIDTH + RIGHT;
     let bottom = TOP + LINE * rows.len() as f64;
