@@ -510,7 +510,8 @@ impl Source {
     /// As [`orphan`](Source::orphan), by whoever finds that the intake is closed. If the driver has taken the
     /// descriptor, it is about to close it, and says that the file is released after that.
     pub(crate) fn abandon(&self) {
-        let before = Intent(self.intent.fetch_or(Intent::ORPHANED.0, Ordering::Release));
+        // Relaxed: who hands a descriptor over has the registration to itself, and so comes after this.
+        let before = Intent(self.intent.fetch_or(Intent::ORPHANED.0, Ordering::Relaxed));
         let fd = self.take_fd();
         let taken = before.contains(Intent::CLOSE_FD) && fd.is_none();
         drop(fd);

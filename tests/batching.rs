@@ -129,7 +129,7 @@ fn registrations_from_other_threads_are_batched_too() {
 }
 
 #[test]
-fn many_events_cost_few_system_calls() {
+fn hundreds_of_events_cost_one_system_call() {
     let mut reactor = uring();
     let events: Vec<OwnedFd> = (0..500).map(|_| event_fd()).collect();
     let registrations: Vec<_> = events

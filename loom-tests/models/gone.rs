@@ -6,6 +6,7 @@ use super::support::*;
 use crate::Registration;
 use crate::source::word::Direction::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::task::Waker;
 
 /// Every poll is answered with "gone" or its waker is called, once; nobody's waker is kept.
 #[test]
@@ -61,6 +62,8 @@ fn the_end_against_register() {
         drop(reactor);
         if user.join().unwrap() {
             assert!(is_gone(registration.take_read_ready()));
+            let source = registration.source().unwrap();
+            assert!(source.poll_released(Waker::noop()).is_ready());
         } else {
             assert!(registration.source().is_none());
         }
@@ -188,39 +191,67 @@ fn wait_for_the_release(armed: bool) {
 }
 
 /// A descriptor is handed over while the reactor ends, by a task that waits for its file to be let go: when
-/// it hears that, it knows that the descriptor is taken care of.
-fn hand_over_and_wait_for_the_release(armed: bool) {
-    explore(Preemptions(3), move || {
+/// it hears that, it knows that the descriptor is taken care of. The reactor takes no pushes any more, and
+/// is about to tell the source.
+#[test]
+fn the_end_against_a_hand_over_and_a_wait_for_the_release() {
+    explore(Exhaustive, || {
         let (mut reactor, handle, world) = reactor();
         let io = file();
         let mut registration = Registration::new();
         registration.register_with(&io, &handle).unwrap();
-        if armed {
-            turn(&mut reactor);
-        }
-        let user = thread::spawn(move || {
-            let (count, waker) = Count::new();
-            registration.deregister_and_close(io).unwrap();
-            let source = Arc::clone(&registration.source().unwrap());
-            let ready = source.poll_released(&waker).is_ready();
-            assert!(!ready || world.memory().has_adopted());
-            (ready, count, source)
-        });
-        drop(reactor);
+        turn(&mut reactor);
+        drop(reactor.shared().intake.close());
+        let source = Arc::clone(&registration.source().unwrap());
+        let user = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                let (count, waker) = Count::new();
+                registration.deregister_and_close(io).unwrap();
+                let source = Arc::clone(&registration.source().unwrap());
+                let ready = source.poll_released(&waker).is_ready();
+                assert!(!ready || world.memory().has_adopted());
+                (ready, count, source)
+            })
+        };
+        source.orphan();
         let (ready, count, source) = user.join().unwrap();
         assert!(ready || count.get() > 0);
-        assert!(source.poll_released(std::task::Waker::noop()).is_ready());
+        assert!(source.poll_released(Waker::noop()).is_ready());
+        assert_eq!(world.memory().adopted().len(), 1);
     });
 }
 
+/// A registration that the kernel has refused ends: its file is let go then, and not before, and a
+/// descriptor that was handed over is closed.
 #[test]
-fn the_end_against_a_hand_over_and_a_wait_for_the_release() {
-    hand_over_and_wait_for_the_release(true);
-}
-
-#[test]
-fn the_end_against_a_hand_over_of_what_was_never_armed_and_a_wait_for_the_release() {
-    hand_over_and_wait_for_the_release(false);
+fn a_refused_registration_against_a_hand_over() {
+    explore(Preemptions(3), || {
+        let (mut reactor, handle, world) = reactor();
+        let io = file();
+        let mut registration = Registration::new();
+        registration.register_with(&io, &handle).unwrap();
+        turn(&mut reactor);
+        world.end(io.as_raw_fd(), -libc::EBADF);
+        let source = Arc::clone(&registration.source().unwrap());
+        let user = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                let (count, waker) = Count::new();
+                registration.deregister_and_close(io).unwrap();
+                let ready = source.poll_released(&waker).is_ready();
+                assert!(!ready || world.memory().has_adopted());
+                (ready, count, source)
+            })
+        };
+        settle(&mut reactor);
+        let (ready, count, source) = user.join().unwrap();
+        settle(&mut reactor);
+        assert!(ready || count.get() > 0);
+        assert!(source.poll_released(Waker::noop()).is_ready());
+        assert_eq!(world.memory().adopted().len(), 1);
+        assert!(reactor.driver_mut().is_settled());
+    });
 }
 
 /// A wake of a reactor that ends does nothing.

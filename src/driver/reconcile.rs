@@ -108,7 +108,8 @@ impl Driver {
         let Some(slot) = self.slots.get_mut(index as usize) else {
             return;
         };
-        let over = slot.failed || intent.contains(Intent::CLOSING);
+        let closing = intent.contains(Intent::CLOSING);
+        let over = closing || slot.failed;
         if over && slot.stage == Stage::Living {
             slot.stage = Stage::Ending;
             self.departed += 1;
@@ -156,16 +157,16 @@ impl Driver {
                 self.kernel.close(token, fd, slot.place);
             }
             if slot.is_quiet() {
-                self.conclude(index);
+                self.conclude(index, closing);
             }
         }
     }
 
     /// The kernel watches nothing any more for a source that is closing or was refused, and has closed what
     /// was handed over.
-    fn conclude(&mut self, index: u32) {
+    fn conclude(&mut self, index: u32, closing: bool) {
         let slot = self.slots.remove(index as usize);
-        if !slot.source.is_closing() {
+        if !closing {
             return slot.source.set_slot(REFUSED);
         }
         let mut source = slot.source;

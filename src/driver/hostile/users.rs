@@ -74,7 +74,7 @@ impl User {
     /// It has not ended, and the kernel has not refused it.
     pub(super) fn is_living(&self) -> bool {
         let news = self.source.peek(Interest::READABLE);
-        !self.ended && !news.is_some_and(|news| news.is_err())
+        !self.ended && news.is_none_or(|news| news.is_ok())
     }
 
     pub(super) fn is_released(&self) -> bool {
