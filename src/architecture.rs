@@ -43,9 +43,9 @@
 //! every slot on a new one loses no edge, and that one path serves a reactor that moved to another
 //! thread, a child after a fork, and a ring beyond repair.
 //!
-//! **What is proved, and how.** Everything that threads share is written against one shim that is
-//! std or loom. The models in `loom-tests/` run the code that ships, over a fake kernel.
+//! **What is proved, and how.** What threads share on the way of an event is written against one shim that
+//! is std or loom. The models in `loom-tests/` run the code that ships, over a fake kernel.
 //!
-//! The seam to the kernel is a small trait: arm, cancel, close, wait. Behind it are io_uring, epoll,
-//! and the fake. What io_uring polls really do, and what each backend does about it, is written in
+//! The seam to the kernel is one trait: arm, cancel, close, wait, and what a move, a fork and another
+//! event loop ask for. Behind it are io_uring, epoll, and the fake. What io_uring polls really do, and what each backend does about it, is written in
 //! those modules.

@@ -39,7 +39,8 @@ pub enum Error {
     /// `kernel.io_uring_disabled` forbids io_uring. Kind `PermissionDenied`.
     Disabled(io::Error),
     /// A seccomp filter or a security module forbids io_uring. Kind `PermissionDenied`, or
-    /// `Unsupported` where the filter answers `ENOSYS`.
+    /// `Unsupported` where the filter answers `ENOSYS`. (So does Linux 6.1 to 6.5 that was built without
+    /// io_uring.)
     Filtered(io::Error),
     /// The limit of locked memory leaves no room for the smallest ring. Kind `PermissionDenied`.
     LockedMemory(io::Error),

@@ -71,8 +71,9 @@
 //!
 //! # Events
 //!
-//! Through `tracing`: registration, deregistration and recovery at DEBUG, each readiness event at
-//! TRACE, the fallback to epoll at WARN, a panicking waker at ERROR.
+//! Through `tracing`: registration, its end and recovery at DEBUG, each readiness event at TRACE; the
+//! fallback to epoll, and a ring that will not end, at WARN; a panicking waker, and a background reactor
+//! that cannot take its turn, at ERROR.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("uring-reactor runs on Linux only: io_uring exists nowhere else");

@@ -208,7 +208,6 @@ impl Registration {
         }
         source.withdraw(io);
         source.deregister(None);
-        tracing::debug!(fd = source.fd(), "deregistered");
         Ok(())
     }
 
@@ -234,7 +233,6 @@ impl Registration {
             return Ok(());
         }
         source.deregister(Some(io));
-        tracing::debug!(fd = source.fd(), "deregistered, to be closed");
         Ok(())
     }
 

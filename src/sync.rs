@@ -1,7 +1,8 @@
 //! The synchronization primitives of the lock-free state: std's, or loom's when the models run.
 //!
-//! This is the only place that knows which. Everything that two threads share is written against
-//! these names, so that `loom-tests/` checks the code that ships and not a copy of it.
+//! This is the only place that knows which. What two threads share is written against these names, so that
+//! `loom-tests/` checks the code that ships and not a copy of it. (What decides nothing, as counters and
+//! hints, is written against std, and says so.)
 
 #[cfg(not(uring_reactor_loom))]
 mod primitive {

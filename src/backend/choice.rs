@@ -12,6 +12,7 @@ use crate::sync::Arc;
 use io_uring::{opcode, types};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
@@ -97,7 +98,9 @@ pub(super) fn explain(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) if is_disabled() => Error::Disabled(error).into(),
         Some(libc::EPERM | libc::EACCES) => Error::Filtered(error).into(),
-        Some(libc::ENOSYS) if is_recent() => Error::Filtered(error).into(),
+        Some(libc::ENOSYS) if version() >= (6, 1) && !is_built_without() => {
+            Error::Filtered(error).into()
+        }
         // `EINVAL`: a kernel that does not know one of the flags.
         Some(libc::ENOSYS | libc::EINVAL) => Error::KernelTooOld(error).into(),
         Some(libc::ENOMEM) => Error::LockedMemory(error).into(),
@@ -109,20 +112,26 @@ fn is_refusal(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Error>())
 }
 
-/// `kernel.io_uring_disabled`: 1 spares the members of a group, 2 nobody.
+/// 1 spares the members of a group, 2 nobody. Since Linux 6.6, if it is built with io_uring.
+const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
+
 fn is_disabled() -> bool {
-    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
-        .is_ok_and(|value| value.trim() != "0")
+    std::fs::read_to_string(SYSCTL).is_ok_and(|value| value.trim() != "0")
 }
 
-/// Linux 6.1 or later, which has all that we need.
-fn is_recent() -> bool {
+fn is_built_without() -> bool {
+    let exists = |path| Path::new(path).exists();
+    version() >= (6, 6) && exists("/proc/sys/kernel/ostype") && !exists(SYSCTL)
+}
+
+/// Of the kernel. 6.1 has all that we need.
+fn version() -> (u32, u32) {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy();
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map(|number| number.parse::<u32>().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 1)
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -160,6 +160,11 @@ impl Driver {
                 // Ended by the kernel, not by us. `recover` arms it again, unless it failed.
                 slot.ended_early(result);
                 if !slot.failed {
+                    tracing::debug!(
+                        fd = slot.source.fd(),
+                        result,
+                        "the kernel ended a poll; arming it again"
+                    );
                     self.shared.counters.rearms.add(1);
                 }
             }

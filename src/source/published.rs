@@ -213,6 +213,7 @@ impl Published<'_> {
     /// Ends the registration from the user's side. With `close`, the descriptor goes to the driver,
     /// which closes it once the kernel's poll is off.
     pub(crate) fn deregister(&self, close: Option<OwnedFd>) {
+        tracing::debug!(fd = self.fd, close = close.is_some(), "deregistered");
         let mut bits = Intent::CLOSING;
         if let Some(fd) = close {
             debug_assert_eq!(std::os::fd::AsRawFd::as_raw_fd(&fd), self.fd);

@@ -5,10 +5,10 @@
 //! | 0 | `READABLE` | dispatch, on `POLLIN` | the reader that takes it, or a guard that met `WouldBlock` |
 //! | 1 | `PRIORITY` | dispatch, on `POLLPRI` | as above |
 //! | 2 | `WRITABLE` | dispatch, on `POLLOUT` | the writer that takes it, or a guard |
-//! | 3 | `READ_ERROR` | dispatch, on `POLLERR` | the reader |
+//! | 3 | `READ_ERROR` | dispatch, on `POLLERR` | the reader, or a guard |
 //! | 4 | `HUP` | dispatch, on `POLLHUP` | nobody |
 //! | 5 | `READ_CLOSED` | dispatch, on `POLLRDHUP` | nobody |
-//! | 6 | `WRITE_ERROR` | dispatch, on `POLLERR` | the writer |
+//! | 6 | `WRITE_ERROR` | dispatch, on `POLLERR` | the writer, or a guard |
 //! | 8, 9 | `WAITS` | a poll that leaves its waker in the direction's cell | whoever takes that waker, or a poll that found an edge after all |
 //! | 10, 11 | `BUSY` | whoever is about to touch the direction's cell | the same, right after |
 //! | 12, 13 | `LISTED` | a waiter that entered the list of the direction | the dispatch that is about to wake the list |
