@@ -227,6 +227,7 @@ both_backends_in_child! {
             let grown = resident().saturating_sub(before) >> 20;
             println!("{made:?} registrations came and went, {most} at most at a time, +{grown} MiB");
             assert!(caught_up >= 3, "the reactor falls behind");
+            assert!(most < 5_000_000, "{most} were waiting");
         });
         let mut reactor = turning.stop();
         settle(&mut reactor);

@@ -101,8 +101,8 @@ both_backends! {
     fn a_turn_waits_at_most_once(backend: Backend) {
         // Events that nobody asked for any more, and entries of its own, do not make it wait anew.
         let mut reactor = reactor(backend);
-        let timeout = Duration::from_millis(100);
-        for _ in 0..5 {
+        let timeout = Duration::from_millis(400);
+        for _ in 0..3 {
             let (ours, theirs) = unix_pair();
             let registration = register(&ours, &reactor);
             settle(&mut reactor);
@@ -110,7 +110,7 @@ both_backends! {
             drop(registration);
             let start = Instant::now();
             reactor.turn(Some(timeout)).unwrap();
-            assert!(start.elapsed() < timeout * 3 / 2 + Duration::from_millis(500));
+            assert!(start.elapsed() < timeout * 2);
         }
     }
 

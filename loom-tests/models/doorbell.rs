@@ -39,7 +39,7 @@ fn push_against_park() {
 /// Two at once.
 #[test]
 fn two_pushes_against_park() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (mut reactor, handle, world) = reactor();
         let pushers = [10, 11].map(|number| {
             world.trigger(number, IN);

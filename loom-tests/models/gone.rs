@@ -11,7 +11,7 @@ use std::task::Waker;
 /// Every poll is answered with "gone" or its waker is called, once; nobody's waker is kept.
 #[test]
 fn the_end_against_two_directions() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (reactor, _handle, world, registration) = armed(10);
         let registration = Arc::new(registration);
         let tasks = [Read, Write].map(|direction| {

@@ -79,7 +79,7 @@ fn an_edge_against_news_that_may_come_to_nothing() {
 /// arms once.
 #[test]
 fn two_registers_and_a_sleeping_reactor() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (mut reactor, handle, world) = reactor();
         world.trigger(10, IN);
         let registration = Arc::new(Registration::new());

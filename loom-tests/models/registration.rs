@@ -69,7 +69,7 @@ fn three_registers() {
 /// A poll that saw "registered" is woken, and one that did not says so.
 #[test]
 fn two_registers_and_a_poll() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (mut reactor, handle, world) = reactor();
         let registration = Arc::new(Registration::new());
         let racing = [(); 2].map(|()| register(&registration, &handle, assert_made));

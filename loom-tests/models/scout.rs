@@ -81,7 +81,7 @@ fn a_scouted_registration_against_park() {
 /// into the scout.
 #[test]
 fn a_scouted_registration_against_a_wake() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (mut reactor, handle, world) = reactor();
         let pusher = register_and_trigger_there(&handle, &world, 10);
         let waker = thread::spawn(move || handle.wake());
@@ -190,7 +190,7 @@ fn a_scouted_registration_against_its_close() {
 /// A task waits for the other direction, which the scout does not report.
 #[test]
 fn a_scouted_registration_against_a_poll_of_the_other_direction() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (mut reactor, handle, world) = reactor();
         world.trigger(10, OUT);
         let registration = Arc::new(Registration::new());

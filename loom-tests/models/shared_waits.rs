@@ -76,7 +76,7 @@ fn a_clear_against_a_new_edge() {
 /// Two guards clear, and one of them waits again, while a new edge comes.
 #[test]
 fn a_clear_and_a_new_wait_against_an_edge() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (mut reactor, _handle, world, registration) = armed(10);
         world.trigger(10, IN);
         assert_eq!(turn(&mut reactor), 1);
@@ -106,7 +106,7 @@ fn a_clear_and_a_new_wait_against_an_edge() {
 /// Two tasks wait, one of them in the list at least, while the edge comes: each is answered or woken.
 #[test]
 fn two_waits_against_dispatch() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (mut reactor, _handle, world, registration) = armed(10);
         world.trigger(10, IN);
         waits_against(&Arc::new(registration), || {
@@ -118,7 +118,7 @@ fn two_waits_against_dispatch() {
 /// As above, and the reactor ends.
 #[test]
 fn two_waits_against_the_end() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (reactor, _handle, _world, registration) = armed(10);
         waits_against(&Arc::new(registration), || drop(reactor));
     });
@@ -144,7 +144,7 @@ fn waits_against(registration: &Arc<Registration>, news: impl FnOnce()) {
 /// Two tasks that listen to both directions go to the list at once, which they both find missing.
 #[test]
 fn two_waits_make_one_list() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (mut reactor, _handle, world, registration) = armed(10);
         world.trigger(10, IN);
         let registration = Arc::new(registration);

@@ -26,7 +26,7 @@ fn poller(
 /// An edge is returned or its waker is called, never neither, and not both.
 #[test]
 fn dispatch_against_two_directions() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (mut reactor, handle, world) = reactor();
         let registration = Registration::new();
         registration.register_with(&fd(10), &handle).unwrap();
@@ -129,7 +129,7 @@ fn a_task_that_waits_again_against_its_dispatch() {
 /// other took the edge; then the next edge wakes it.
 #[test]
 fn two_polls_of_one_direction_against_dispatch() {
-    explore(Preemptions(3), || {
+    explore(Preemptions(2), || {
         let (mut reactor, _handle, world, registration) = armed(10);
         world.trigger(10, IN);
         world.calm(10);

@@ -122,6 +122,9 @@ impl Driver {
             self.kernel.stray();
             return false;
         };
+        if more {
+            slot.shortages = 0;
+        }
         let watch = slot.watch(tag);
         let armed = watch.state == State::Armed;
         let fresh = std::mem::replace(&mut watch.fresh, false);
