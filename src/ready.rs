@@ -131,12 +131,18 @@ impl Ready {
     pub const fn intersects(self, other: Ready) -> bool {
         self.0 & other.0 != 0
     }
+
+    /// What either set has: `self | other`, also for constants.
+    #[must_use]
+    pub const fn union(self, other: Ready) -> Ready {
+        Ready(self.0 | other.0)
+    }
 }
 
 impl BitOr for Ready {
     type Output = Ready;
     fn bitor(self, other: Ready) -> Ready {
-        Ready(self.0 | other.0)
+        self.union(other)
     }
 }
 
@@ -243,6 +249,19 @@ impl Interest {
         self.0 & other.0 == other.0
     }
 
+    /// What either set has: `self | other`, also for constants.
+    ///
+    /// ```
+    /// use uring_reactor::Interest;
+    ///
+    /// const BOTH: Interest = Interest::READABLE.union(Interest::WRITABLE);
+    /// assert_eq!(BOTH, Interest::READABLE | Interest::WRITABLE);
+    /// ```
+    #[must_use]
+    pub const fn union(self, other: Interest) -> Interest {
+        Interest(self.0 | other.0)
+    }
+
     /// The bits that a waiter with this interest is woken for: what it asked for, and whatever
     /// means that waiting for it is over.
     pub(crate) const fn answers(self) -> Ready {
@@ -260,7 +279,7 @@ impl Interest {
 impl BitOr for Interest {
     type Output = Interest;
     fn bitor(self, other: Interest) -> Interest {
-        Interest(self.0 | other.0)
+        self.union(other)
     }
 }
 

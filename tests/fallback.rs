@@ -152,6 +152,7 @@ both_backends_in_child! {
         let error = second.set_fallback().unwrap_err();
         assert!(!error.to_string().is_empty());
         assert!(std::error::Error::source(&error).is_none());
+        assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::AlreadyExists);
         assert!(first.set_fallback().is_err());
         let (ours, _theirs) = unix_pair();
         Registration::new().register(&ours).unwrap();

@@ -51,8 +51,17 @@ fn sets_can_be_joined_cut_and_subtracted() {
     assert_eq!(both & Ready::WRITABLE, Ready::EMPTY);
     assert!(both.contains(Ready::EMPTY));
     assert!(!both.contains(Ready::READABLE | Ready::WRITABLE));
-    let copy = both;
-    assert_eq!(copy, both);
+    assert!(both.intersects(Ready::HUP | Ready::WRITABLE));
+    assert!(!both.intersects(Ready::WRITABLE | Ready::ERROR));
+    assert!(!both.intersects(Ready::EMPTY));
+    let mut changed = both;
+    assert_eq!(changed, both);
+    changed |= Ready::ERROR;
+    assert_eq!(changed, both.union(Ready::ERROR));
+    changed -= Ready::HUP;
+    assert_eq!(changed, Ready::READABLE | Ready::ERROR);
+    changed &= Ready::READABLE | Ready::WRITABLE;
+    assert_eq!(changed, Ready::READABLE);
 }
 
 #[test]
@@ -74,6 +83,11 @@ fn interests_can_be_joined() {
     assert!(all.is_readable() && all.is_writable() && all.is_priority());
     assert!(!(Interest::READABLE | Interest::WRITABLE).is_priority());
     assert_ne!(Interest::READABLE, Interest::WRITABLE);
+    let mut joined = Interest::READABLE;
+    assert!(joined.contains(Interest::READABLE) && !joined.contains(all));
+    joined |= Interest::WRITABLE;
+    assert_eq!(joined.union(Interest::PRIORITY), all);
+    assert!(all.contains(joined));
     for name in ["READABLE", "WRITABLE", "PRIORITY"] {
         assert!(format!("{all:?}").contains(name));
     }

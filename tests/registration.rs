@@ -17,6 +17,9 @@ use uring_reactor::{Error, Handle, Interest, Reactor, Ready, Registration};
 fn the_types_are_as_shareable_as_promised() {
     const fn everywhere<T: Send + Sync + Unpin>() {}
     const fn movable<T: Send>() {}
+    const fn undisturbed<T: std::panic::UnwindSafe + std::panic::RefUnwindSafe>() {}
+    undisturbed::<Registration>();
+    undisturbed::<Handle>();
     const {
         everywhere::<Registration>();
         everywhere::<Handle>();
