@@ -72,8 +72,6 @@ pub(crate) struct Driver {
     haunted: Vec<Arc<Source>>,
     /// A poll that refused to end has been told so once more.
     insists: bool,
-    /// A poll has been armed, of late.
-    armed: bool,
     /// A poll that had ended has been armed again.
     resumes: bool,
     /// How long a turn looks for news before it sleeps.
@@ -115,7 +113,6 @@ impl Driver {
             haunted: Vec::new(),
             spin,
             insists: false,
-            armed: false,
             resumes: false,
             tier: Tier::Near,
             scouts: SCOUTS,

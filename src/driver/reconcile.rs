@@ -137,7 +137,6 @@ impl Driver {
                     watch.fresh = true;
                     let token = Token::new(tag, index, watch.generation);
                     let place = self.kernel.arm(token, fd, wanted, tier);
-                    self.armed = true;
                     if tag == Tag::Main {
                         slot.misplaced = false;
                         slot.place = place;
@@ -200,7 +199,7 @@ impl Driver {
 
     #[inline(never)]
     fn recover_each(&mut self) {
-        self.armed = false;
+        let generation = self.generation;
         // A slot may be here twice, and may be gone the second time.
         let mut ended = std::mem::take(&mut self.ended);
         for index in ended.drain(..) {
@@ -211,8 +210,8 @@ impl Driver {
         }
         self.ended = ended;
         self.count_down();
-        // What came meanwhile is reported by the arming, and somebody may wait for it.
-        self.resumes = std::mem::take(&mut self.armed);
+        // Each arming has its own. What is ready is reported by it, and somebody may wait for that.
+        self.resumes = self.generation != generation;
         if !self.haunted.is_empty() && !self.kernel.is_haunted() {
             for source in self.haunted.drain(..) {
                 source.release();
