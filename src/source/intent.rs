@@ -24,6 +24,7 @@
 //! models.)
 
 use crate::ready::Interest;
+use crate::source::word::Direction;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Intent(pub(crate) u32);
@@ -53,6 +54,23 @@ impl Intent {
 
     pub(crate) const fn contains(self, other: Intent) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// What has to be added for a task that asks for this direction.
+    pub(crate) const fn missing(self, direction: Direction) -> Intent {
+        let (asked, added) = match direction {
+            // Somebody who registered for priority events alone has a read stream.
+            Direction::Read => (
+                Intent::of(Interest::READABLE).or(Intent::of(Interest::PRIORITY)),
+                Interest::READABLE,
+            ),
+            Direction::Write => (Intent::of(Interest::WRITABLE), Interest::WRITABLE),
+        };
+        if self.0 & asked.0 == 0 {
+            Intent::of(added)
+        } else {
+            Intent(0)
+        }
     }
 
     /// The interest as `Ready`-style bits.

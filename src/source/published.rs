@@ -42,9 +42,16 @@ impl Published<'_> {
 
     /// Takes what the stream has to report, or leaves the waker.
     pub(crate) fn poll(&self, direction: Direction, waker: &Waker) -> Poll<io::Result<Ready>> {
-        self.poll_by(direction, News::of(direction), waker, || {
+        let answer = self.poll_by(direction, News::of(direction), waker, || {
             self.take(direction)
-        })
+        });
+        if let Poll::Ready(Ok(ready)) = &answer
+            && !ready.intersects(direction.asked())
+        {
+            // A hang-up, of which one hears unasked. What was asked for has to be armed all the same.
+            self.add(direction);
+        }
+        answer
     }
 
     /// Looks at what answers `interest`, which is of one direction, or leaves the waker in that
@@ -68,16 +75,13 @@ impl Published<'_> {
         direction: Direction,
         news: News,
         waker: &Waker,
-        answer: impl Fn() -> Option<io::Result<R>>,
-    ) -> Poll<io::Result<R>> {
+        answer: impl Fn() -> Option<R>,
+    ) -> Poll<R> {
         loop {
             match self.park(direction, waker, Contention::Replace, news) {
                 Parked::News => {
                     // Unless somebody else took it first.
                     if let Some(answer) = answer() {
-                        if answer.is_ok() {
-                            self.want(direction);
-                        }
                         return Poll::Ready(answer);
                     }
                 }
@@ -138,22 +142,10 @@ impl Published<'_> {
         Poll::Pending
     }
 
-    /// A task has asked for this direction: sees to it that it is armed.
+    /// A task waits for this direction: sees to it that it is armed.
     fn want(&self, direction: Direction) {
         let intent = Intent(self.intent.load(Ordering::Relaxed));
-        let missing = match direction {
-            // Somebody who registered for priority events alone has a read stream.
-            Direction::Read
-                if intent.interest_bits() & (Interest::READABLE | Interest::PRIORITY).bits()
-                    == 0 =>
-            {
-                Intent::of(Interest::READABLE)
-            }
-            Direction::Write if intent.interest_bits() & Interest::WRITABLE.bits() == 0 => {
-                Intent::of(Interest::WRITABLE)
-            }
-            _ => Intent(0),
-        };
+        let missing = intent.missing(direction);
         if missing != Intent(0) || !intent.contains(Intent::ANNOUNCED) {
             self.request(missing);
         } else if intent == Intent::UNHEARD {
@@ -161,6 +153,15 @@ impl Published<'_> {
             self.shared.nudge();
         } else if self.shared.bell.is_orphaned() {
             self.orphan();
+        }
+    }
+
+    /// Adds a direction to the interest.
+    #[cold]
+    fn add(&self, direction: Direction) {
+        let missing = Intent(self.intent.load(Ordering::Relaxed)).missing(direction);
+        if missing != Intent(0) {
+            self.request(missing);
         }
     }
 

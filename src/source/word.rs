@@ -38,6 +38,14 @@ pub(crate) enum Direction {
 impl Direction {
     pub(crate) const BOTH: [Direction; 2] = [Direction::Read, Direction::Write];
 
+    /// What is reported to those who have asked for this direction, and to no others.
+    pub(crate) fn asked(self) -> Ready {
+        match self {
+            Direction::Read => Ready::READABLE | Ready::PRIORITY,
+            Direction::Write => Ready::WRITABLE,
+        }
+    }
+
     /// True if it is one of these, which are given as bits.
     pub(crate) const fn is_in(self, directions: u64) -> bool {
         directions & (1 << self as u32) != 0
