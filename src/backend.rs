@@ -217,8 +217,8 @@ pub(crate) trait Kernel: Send + Sync {
     fn descriptor(&self) -> BorrowedFd<'_>;
 
     /// Somebody is about to get the descriptor: it shows the bell, at least, from here on. True if it
-    /// shows the polls that there are, too.
-    fn expose(&self) -> io::Result<bool> {
+    /// shows the news of these polls, which are all that are armed, until the next turn.
+    fn expose(&self, _polls: &[(RawFd, u16)]) -> io::Result<bool> {
         Ok(true)
     }
 

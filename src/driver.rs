@@ -38,7 +38,7 @@ use crate::sync::{Arc, Ordering};
 use dispatch::Live;
 use reconcile::SCOUTS;
 use slab::Slab;
-use slot::Slot;
+use slot::{Slot, State};
 use std::hint;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -305,13 +305,18 @@ impl Driver {
     /// The descriptor that another loop may wait for.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         if !self.shared.nested.swap(true, Ordering::Relaxed) {
-            let shows_polls = self.kernel.expose().unwrap_or_else(|error| {
+            let slots = || self.slots.iter().map(|(_, slot)| slot);
+            let armed = slots().filter(|slot| slot.main.state == State::Armed);
+            let polls: Vec<_> = armed
+                .map(|slot| (slot.source.fd(), slot.main.events))
+                .collect();
+            let shown = self.kernel.expose(&polls).unwrap_or_else(|error| {
                 tracing::error!(%error, "the reactor's descriptor does not show wakes until a turn");
                 false
             });
-            // Where they do not, they will after the next turn, so that one is asked for.
-            let shows = shows_polls || self.slots.is_empty();
-            self.be_nested(shows && !self.kernel.has_news());
+            let moving = slots().any(|slot| slot.main.state == State::Cancelling);
+            // What does not show there will after the next turn, so that one is asked for.
+            self.be_nested(shown && !moving && !self.kernel.has_news());
         }
         self.kernel.descriptor()
     }

@@ -292,8 +292,9 @@ impl AsFd for Reactor {
     /// another event loop. Level-triggered; a turn makes it unreadable.
     ///
     /// From the next turn on a reactor on a ring keeps its polls in an epoll instance, because a ring
-    /// cannot be waited for in this way: it then costs what epoll costs. If it has registrations already,
-    /// the first call leaves it readable until that turn.
+    /// cannot be waited for in this way: it then costs what epoll costs. The first call makes a system
+    /// call or two for each registration that there is. If some of these share a descriptor, or are for
+    /// priority events, it leaves the reactor's readable until that turn.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.driver
             .as_ref()

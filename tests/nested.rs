@@ -323,6 +323,40 @@ both_backends! {
         drop(registration);
     }
 
+    fn registrations_that_are_quiet_do_not_make_it_readable(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let pairs: Vec<_> = (0..20).map(|_| unix_pair()).collect();
+        let registrations: Vec<_> = pairs.iter().map(|(ours, _)| register(ours, &reactor)).collect();
+        settle(&mut reactor);
+        assert!(!is_readable(&reactor, Duration::ZERO));
+        put(&pairs[7].1, b"x");
+        assert!(is_readable(&reactor, BOUND));
+        assert_eq!(reactor.turn(ZERO).unwrap().events(), 1);
+        let ready = registrations[7].take_read_ready().unwrap();
+        assert_eq!(ready, Some(Ready::READABLE));
+        serve(&mut reactor);
+        assert!(!is_readable(&reactor, Duration::ZERO));
+        for (index, (_, theirs)) in pairs.iter().enumerate() {
+            put(theirs, b"x");
+            assert!(is_readable(&reactor, BOUND), "{index}");
+            assert_eq!(reactor.turn(ZERO).unwrap().events(), 1, "{index}");
+            serve(&mut reactor);
+        }
+    }
+
+    fn one_that_ends_before_the_first_turn_does_not_make_it_readable_later(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let event = event_fd();
+        let registration = register_interest(&event, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        assert!(!is_readable(&reactor, Duration::ZERO));
+        drop(registration);
+        serve(&mut reactor);
+        signal(&event);
+        assert!(!is_readable(&reactor, Duration::ZERO));
+        assert_eq!(reactor.metrics().spurious, 0);
+    }
+
     fn an_event_on_the_way_counts_once(backend: Backend) {
         let mut reactor = reactor(backend);
         let event = event_fd();

@@ -92,6 +92,20 @@ impl Entries {
         Ok(())
     }
 
+    /// Shows the news of a file that is watched elsewhere. An error if there is such an entry.
+    pub(crate) fn show(&self, token: Token, fd: RawFd, events: u16) -> Result<(), Errno> {
+        // SAFETY: as in `add`.
+        self.enter(token, unsafe { BorrowedFd::borrow_raw(fd) }, events)
+    }
+
+    /// Removes the entry that `show` has made.
+    pub(crate) fn hide(&self, fd: RawFd) {
+        if !self.is_owned(fd) {
+            // SAFETY: as in `add`.
+            self.ignore(unsafe { BorrowedFd::borrow_raw(fd) });
+        }
+    }
+
     /// The entry of that number, if there is one, is a poll's.
     fn is_owned(&self, fd: RawFd) -> bool {
         self.owners
@@ -153,7 +167,7 @@ impl Entries {
 
     /// Adds what is ready to `batch`. Returns how many events there were.
     pub(crate) fn wait(
-        &mut self,
+        &self,
         timeout: Option<Duration>,
         batch: &mut Vec<Completion>,
     ) -> Result<usize, Errno> {

@@ -560,13 +560,13 @@ impl Kernel for Fake {
         unsafe { BorrowedFd::borrow_raw(0) }
     }
 
-    fn expose(&self) -> io::Result<bool> {
+    fn expose(&self, polls: &[(RawFd, u16)]) -> io::Result<bool> {
         self.world.lock().exposed = true;
-        Ok(false)
+        Ok(polls.is_empty())
     }
 
     fn nest(&mut self) -> io::Result<Tier> {
-        self.expose()?;
+        self.expose(&[])?;
         self.world.lock().nested = true;
         Ok(Tier::Near)
     }

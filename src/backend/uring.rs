@@ -46,6 +46,7 @@ use io_uring::{opcode, types};
 use ring::Ring;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the end of a ring is waited for.
@@ -65,6 +66,7 @@ const ENDING: Token = Token::new(Tag::Internal, 2, 0);
 const SCOUT: Token = Token::new(Tag::Internal, 3, 0);
 const SCOUT_RENEWED: Token = Token::new(Tag::Internal, 4, 0);
 const CALL: Token = Token::new(Tag::Internal, 5, 0);
+const SHOWN: Token = Token::new(Tag::Internal, 6, 0);
 
 /// No locked memory or no descriptor left.
 fn is_shortage(error: &io::Error) -> bool {
@@ -85,6 +87,8 @@ pub(crate) struct Uring {
     far_more: bool,
     /// Somebody else may be waiting for the far tier.
     nested: bool,
+    /// Descriptors whose polls are in the ring, and show in the far tier until the next turn.
+    shown: Mutex<Vec<RawFd>>,
     ending: EndingRings,
     /// Completions that the ring does not know of: of the far tier's requests.
     made: Vec<Completion>,
@@ -106,6 +110,7 @@ impl Uring {
             far_watched: false,
             far_more: false,
             nested: false,
+            shown: Mutex::default(),
             ending: EndingRings::default(),
             made: Vec::new(),
             pinned: false,
@@ -398,14 +403,34 @@ impl Kernel for Uring {
         self.far.fd()
     }
 
-    fn expose(&self) -> io::Result<bool> {
+    fn expose(&self, polls: &[(RawFd, u16)]) -> io::Result<bool> {
         self.far.watch(BELL, self.shared.bell.fd())?;
-        Ok(false)
+        if self.far_watched {
+            // What is ready there is not ours to take, as below.
+            return Ok(polls.is_empty());
+        }
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for &(fd, events) in polls {
+            if self.far.show(SHOWN, fd, events).is_err() {
+                return Ok(false);
+            }
+            shown.push(fd);
+        }
+        // What is ready by now has been reported, or is in the ring.
+        let mut known = Vec::new();
+        for _ in 0..=polls.len() / epoll::BATCH {
+            self.far.wait(NOW, &mut known)?;
+        }
+        Ok(true)
     }
 
     fn nest(&mut self) -> io::Result<Tier> {
+        let shown = self.shown.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for fd in shown.drain(..) {
+            self.far.hide(fd);
+        }
         self.watch_far();
-        self.expose()?;
+        self.far.watch(BELL, self.shared.bell.fd())?;
         self.ending.expose_in(&self.far);
         self.nested = true;
         Ok(Tier::Far)

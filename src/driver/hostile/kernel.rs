@@ -394,7 +394,7 @@ impl Kernel for Liar {
         self.descriptor.as_fd()
     }
 
-    fn expose(&self) -> io::Result<bool> {
+    fn expose(&self, _: &[(RawFd, u16)]) -> io::Result<bool> {
         let world = &mut *self.world();
         world.bytes.error().map(|()| world.bytes.one_in(2))
     }
