@@ -46,6 +46,19 @@ fn zero_turn(reactor: &mut Reactor) {
     reactor.turn(Some(Duration::ZERO)).unwrap();
 }
 
+/// What is left of a file that was registered by another descriptor: deregistered and closed, in the
+/// documented order. But the file lives on, and an entry of epoll's with it.
+fn outlived(reactor: &mut Reactor) -> OwnedFd {
+    let event = event_fd();
+    let other = event.try_clone().unwrap();
+    let registration = register_interest(&event, Interest::READABLE, reactor);
+    settle(reactor);
+    drop(registration);
+    drop(event);
+    settle(reactor);
+    other
+}
+
 both_backends! {
     fn no_turn_after_it_notifies(backend: Backend) {
         let mut reactor = reactor(backend);
@@ -502,14 +515,7 @@ both_backends! {
 
     fn what_a_closed_descriptor_left_behind_keeps_no_other_from_its_file(backend: Backend) {
         let mut reactor = reactor(backend);
-        let event = event_fd();
-        let other = event.try_clone().unwrap();
-        let registration = register_interest(&event, Interest::READABLE, &reactor);
-        settle(&mut reactor);
-        // In the documented order. But the file lives on, and an entry of epoll's with it.
-        drop(registration);
-        drop(event);
-        settle(&mut reactor);
+        let other = outlived(&mut reactor);
         // The second takes a duplicate there, which is given the number that was closed.
         let registrations: Vec<_> = (0..3)
             .map(|_| register_interest(&other, Interest::READABLE, &reactor))
@@ -527,13 +533,7 @@ both_backends! {
 
     fn what_a_closed_descriptor_left_behind_does_not_wake_the_reactor_for_ever(backend: Backend) {
         let mut reactor = reactor(backend);
-        let event = event_fd();
-        let other = event.try_clone().unwrap();
-        let registration = register_interest(&event, Interest::READABLE, &reactor);
-        settle(&mut reactor);
-        drop(registration);
-        drop(event);
-        settle(&mut reactor);
+        let other = outlived(&mut reactor);
         for _ in 0..1000 {
             signal(&other);
             reactor.turn(Some(Duration::ZERO)).unwrap();

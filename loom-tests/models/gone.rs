@@ -4,7 +4,10 @@
 
 use super::support::*;
 use crate::Registration;
+use crate::backend::fake::World;
+use crate::source::Source;
 use crate::source::word::Direction::{Read, Write};
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::task::Waker;
 
@@ -190,6 +193,24 @@ fn wait_for_the_release(armed: bool) {
     });
 }
 
+/// A task that hands a descriptor over and waits for its file to be let go: when it hears that, it knows
+/// that the descriptor is taken care of.
+fn hander_over(
+    mut registration: Registration,
+    io: File,
+    world: &Arc<World>,
+) -> thread::JoinHandle<(bool, std::sync::Arc<Count>, Arc<Source>)> {
+    let world = Arc::clone(world);
+    thread::spawn(move || {
+        let (count, waker) = Count::new();
+        registration.deregister_and_close(io).unwrap();
+        let source = Arc::clone(&registration.source().unwrap());
+        let ready = source.poll_released(&waker).is_ready();
+        assert!(!ready || world.memory().has_adopted());
+        (ready, count, source)
+    })
+}
+
 /// A descriptor is handed over while the reactor ends, by a task that waits for its file to be let go: when
 /// it hears that, it knows that the descriptor is taken care of. The reactor takes no pushes any more, and
 /// is about to tell the source.
@@ -198,22 +219,12 @@ fn the_end_against_a_hand_over_and_a_wait_for_the_release() {
     explore(Exhaustive, || {
         let (mut reactor, handle, world) = reactor();
         let io = file();
-        let mut registration = Registration::new();
+        let registration = Registration::new();
         registration.register_with(&io, &handle).unwrap();
         turn(&mut reactor);
         drop(reactor.shared().intake.close());
         let source = Arc::clone(&registration.source().unwrap());
-        let user = {
-            let world = Arc::clone(&world);
-            thread::spawn(move || {
-                let (count, waker) = Count::new();
-                registration.deregister_and_close(io).unwrap();
-                let source = Arc::clone(&registration.source().unwrap());
-                let ready = source.poll_released(&waker).is_ready();
-                assert!(!ready || world.memory().has_adopted());
-                (ready, count, source)
-            })
-        };
+        let user = hander_over(registration, io, &world);
         source.orphan();
         let (ready, count, source) = user.join().unwrap();
         assert!(ready || count.get() > 0);
@@ -229,21 +240,11 @@ fn a_refused_registration_against_a_hand_over() {
     explore(Preemptions(3), || {
         let (mut reactor, handle, world) = reactor();
         let io = file();
-        let mut registration = Registration::new();
+        let registration = Registration::new();
         registration.register_with(&io, &handle).unwrap();
         turn(&mut reactor);
         world.end(io.as_raw_fd(), -libc::EBADF);
-        let source = Arc::clone(&registration.source().unwrap());
-        let user = {
-            let world = Arc::clone(&world);
-            thread::spawn(move || {
-                let (count, waker) = Count::new();
-                registration.deregister_and_close(io).unwrap();
-                let ready = source.poll_released(&waker).is_ready();
-                assert!(!ready || world.memory().has_adopted());
-                (ready, count, source)
-            })
-        };
+        let user = hander_over(registration, io, &world);
         settle(&mut reactor);
         let (ready, count, source) = user.join().unwrap();
         settle(&mut reactor);
