@@ -47,6 +47,8 @@ use std::time::{Duration, Instant};
 const NOW: Option<Duration> = Some(Duration::ZERO);
 /// Looks at the intake, a turn, before it goes on without sleeping.
 const LOOKS: u32 = 4;
+/// Registrations that are fetched together from where the processor has them.
+const AHEAD: usize = 16;
 
 /// How a turn waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

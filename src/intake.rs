@@ -196,6 +196,20 @@ pub(crate) struct Drain {
     behind: Option<std::sync::Arc<Behind>>,
 }
 
+impl Drain {
+    /// The next few, which stay where they are.
+    pub(crate) fn ahead(&self) -> impl Iterator<Item = &Source> {
+        let mut node = self.node;
+        std::iter::from_fn(move || {
+            // SAFETY: null, or a node that carries the list's strong count, which is given away by `next`
+            // alone: not while we are borrowed.
+            let source = unsafe { node.as_ref() }?;
+            node = source.next.load(Ordering::Relaxed);
+            Some(source)
+        })
+    }
+}
+
 impl Iterator for Drain {
     type Item = Arc<Source>;
 

@@ -1,7 +1,7 @@
 //! From completions to wakers.
 
-use super::Driver;
 use super::slot::{Stage, State};
+use super::{AHEAD, Driver};
 use crate::backend::{Completion, Tag};
 use crate::metrics::Counters;
 use crate::ready::Ready;
@@ -9,9 +9,6 @@ use crate::source::Source;
 use crate::sync::Arc;
 use std::os::fd::BorrowedFd;
 use std::ptr;
-
-/// Completions whose registrations are fetched together.
-const AHEAD: usize = 16;
 
 /// A main poll that has reported and lives on, so that what it reports from now on goes straight to its
 /// source: all that an edge needs to know of a slot, in a quarter of a cache line.

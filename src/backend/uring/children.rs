@@ -60,8 +60,8 @@ pub(crate) struct Limits {
     pub(crate) main: u32,
     /// In each ring, otherwise.
     pub(crate) child: u32,
-    /// Each takes 150 KiB of the memory that may be locked, of which other processes of the user want
-    /// some too, and two descriptors.
+    /// Each takes 150 KiB of the memory that may be locked (8 MiB for all processes of a user, by default
+    /// and unless it has `CAP_IPC_LOCK`), and two descriptors.
     pub(crate) children: usize,
     pub(crate) ring: fn() -> io::Result<Ring>,
 }
@@ -77,7 +77,7 @@ impl Default for Limits {
         Limits {
             main,
             child,
-            children: 31,
+            children: 39,
             ring: Ring::child,
         }
     }
