@@ -54,7 +54,8 @@ fn main() -> io::Result<()> {
                     };
                     executor.spawn(connection).detach();
                 }
-                // Out of descriptors, most likely. Let the connections go on; some will end.
+                // Out of descriptors, most likely. A moment's rest for all (examples/http has a timer
+                // for that), and the connections go on; some will end.
                 Err(error) => {
                     eprintln!("accept: {error}");
                     thread::sleep(Duration::from_millis(10));

@@ -76,6 +76,9 @@ use std::task::{Context, Poll, ready};
 /// [`HUP`](crate::Ready::HUP) and [`READ_CLOSED`](crate::Ready::READ_CLOSED) cannot be cleared. A
 /// task whose I/O keeps answering `WouldBlock` in spite of them is made to yield, not to hang.
 ///
+/// I/O that succeeds at once does not wait, and so does not yield. A task whose peer sends as fast as it
+/// reads has its thread to itself, unless it yields for the sake of the others.
+///
 /// # Descriptors
 ///
 /// All constructors but [`new_nonblocking`](AsyncFd::new_nonblocking) set `O_NONBLOCK`, which
@@ -84,6 +87,10 @@ use std::task::{Context, Poll, ready};
 ///
 /// `T` is expected to answer [`AsFd::as_fd`] with the same descriptor always, and not to close it
 /// while it is in here. If it does, events may be wrong or missing; nothing else breaks.
+///
+/// The `T` is handed out by shared reference. What reads and writes by a mutable one only, such as
+/// [`ChildStdout`](std::process::ChildStdout), is converted first:
+/// [`PipeReader`](std::io::PipeReader)`::from(OwnedFd::from(stdout))`.
 ///
 /// Dropping an `AsyncFd` ends the registration, then drops the `T`. The reactor lets go of the file
 /// in its next turn, and so the peer sees the end then. [`close`](AsyncFd::close) tells when. Whoever lets
@@ -194,7 +201,8 @@ impl<T: AsFd> AsyncFd<T> {
     /// back. It needs the reactor's next turn, for only the reactor makes the kernel let go of the
     /// file. A reactor that is gone has let go of it, and then the future is ready at once.
     ///
-    /// The standard library's types, and `OwnedFd`, are closed by the reactor itself in that turn.
+    /// The standard library's sockets, pipes (also those of child processes), `File` and `OwnedFd` are closed
+    /// by the reactor itself in that turn.
     /// Any other `T` is dropped by the future when the reactor has let go of the file. What that
     /// means to the peer is up to the `T`: one that does not own its descriptor, as
     /// `BorrowedFd<'_>` and `Arc<TcpStream>`, need not close it. Nor does the peer see the end
@@ -273,7 +281,8 @@ impl<T> AsyncFd<T> {
     }
 
     /// Waits until the descriptor is ready for something of `interest`, or has an error, or is
-    /// closed in such a direction.
+    /// closed in such a direction. (Whoever waits for `PRIORITY` alone hears of a peer that only shuts its
+    /// writing side down if `READABLE` is armed as well.)
     ///
     /// The guard that comes out has the readiness to look at and to clear. As long as nobody clears
     /// it, every call returns at once.

@@ -41,7 +41,8 @@ use slab::Slab;
 use slot::{Slot, State};
 use std::hint;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::mem;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
@@ -177,11 +178,13 @@ impl Driver {
         }
         events += self.dispatch();
         self.recover();
-        if self.insists || self.resumes {
-            // Whoever was deregistered counts on this turn to let go of the file, and whoever has widened
-            // an interest, or was in an overflow, on its bringing what is ready.
-            self.insists = false;
-            self.resumes = false;
+        // Whoever was deregistered counts on this turn to let go of the file, and whoever has widened an
+        // interest, or was in an overflow, on its bringing what is ready. A poll that has to be told to end
+        // twice is armed again only after that.
+        for _ in 0..2 {
+            if !mem::take(&mut self.insists) & !mem::take(&mut self.resumes) {
+                break;
+            }
             waited = waited.and(self.take_in(&mut events));
         }
         if nested {
@@ -199,6 +202,7 @@ impl Driver {
             && shared.doorbell.is_quiet()
             && !shared.nested.load(Ordering::Relaxed)
             && self.haunted.is_empty()
+            && self.batch.is_empty()
     }
 
     /// Looks for news for a while, without sleeping. Returns what is left of the timeout.
@@ -307,20 +311,40 @@ impl Driver {
     /// The descriptor that another loop may wait for.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         if !self.shared.nested.swap(true, Ordering::Relaxed) {
-            let slots = || self.slots.iter().map(|(_, slot)| slot);
-            let armed = slots().filter(|slot| slot.main.state == State::Armed);
-            let polls: Vec<_> = armed
-                .map(|slot| (slot.source.fd(), slot.main.events))
-                .collect();
-            let shown = self.kernel.expose(&polls).unwrap_or_else(|error| {
-                tracing::error!(%error, "the reactor's descriptor does not show wakes until a turn");
-                false
-            });
-            let moving = slots().any(|slot| slot.main.state == State::Cancelling);
-            // What does not show there will after the next turn, so that one is asked for.
-            self.be_nested(shown && !moving && !self.kernel.has_news());
+            match self.kernel.standing() {
+                // What there is is the parent's, and not to be touched.
+                Standing::Inherited => {}
+                Standing::Lost => {
+                    self.expose(&[]);
+                    self.be_nested(false);
+                }
+                Standing::New | Standing::Ready => {
+                    let quiet = self.expose_all();
+                    self.be_nested(quiet);
+                }
+            }
         }
         self.kernel.descriptor()
+    }
+
+    /// True if the descriptor shows all that may come before the next turn. Otherwise that one has to be
+    /// asked for, after which it does.
+    fn expose_all(&self) -> bool {
+        let slots = || self.slots.iter().map(|(_, slot)| slot);
+        let armed = slots().filter(|slot| slot.main.state == State::Armed);
+        let polls: Vec<_> = armed
+            .map(|slot| (slot.source.fd(), slot.main.events))
+            .collect();
+        let shown = self.expose(&polls);
+        let moving = slots().any(|slot| slot.main.state == State::Cancelling);
+        shown && !moving && !self.kernel.has_requests() && !self.kernel.has_news()
+    }
+
+    fn expose(&self, polls: &[(RawFd, u16)]) -> bool {
+        self.kernel.expose(polls).unwrap_or_else(|error| {
+            tracing::error!(%error, "the reactor's descriptor does not show wakes until a turn");
+            false
+        })
     }
 
     pub(crate) fn pin(&mut self) -> bool {

@@ -267,14 +267,19 @@ fn fallback() -> io::Result<Arc<Shared>> {
         if let Some(fallback) = Fallback::get() {
             return Ok(Arc::clone(&fallback.shared));
         }
-        let background = Reactor::new()?.background()?;
+        let background = Reactor::new().and_then(Reactor::background);
+        if Fallback::get().is_some() {
+            // Another thread was faster, and may have taken what ours failed for want of.
+            continue;
+        }
+        let background = background?;
         let Some(shared) = background.handle().shared else {
             return Err(Error::ReactorGone.into());
         };
         if (Fallback { shared }).publish().is_ok() {
             background.forget();
         }
-        // Another thread was faster: ours shuts down with the end of the scope.
+        // If another was faster after all, ours shuts down with the end of the scope.
     }
 }
 

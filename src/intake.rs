@@ -78,20 +78,22 @@ impl Intake {
         }
     }
 
-    /// After the end of a registration: gives a drain that has fallen behind a chance.
-    pub(crate) fn hold_up(&self) {
-        let Behind {
-            thread: drainer,
-            pauses,
-        } = &*self.behind;
+    /// The drains have fallen behind, and that is not this thread's doing.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.behind.pauses.load(Ordering::Relaxed) > 0
+            && self.behind.thread.load(Ordering::Relaxed) != this_thread()
+    }
+
+    /// Holds the caller up, on account of that.
+    #[cold]
+    pub(crate) fn pause(&self) {
+        let pauses = &self.behind.pauses;
         let left = pauses.load(Ordering::Relaxed);
-        if left > 0 && drainer.load(Ordering::Relaxed) != this_thread() {
-            if left <= PAUSES {
-                // Lost updates make it one pause more.
-                pauses.store(left - 1, Ordering::Relaxed);
-            }
-            thread::sleep(PAUSE);
+        if (1..=PAUSES).contains(&left) {
+            // Lost updates make it one pause more.
+            pauses.store(left - 1, Ordering::Relaxed);
         }
+        thread::sleep(PAUSE);
     }
 
     /// Adds a source. The caller has just set its `QUEUED` bit, and so is the only one to push it.

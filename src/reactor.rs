@@ -239,7 +239,8 @@ impl Reactor {
     }
 
     /// Makes this the process's fallback: the reactor of every lazy handle on threads that have no
-    /// default. It can be set once, before a fallback was needed.
+    /// default. It can be set once, before a fallback was needed, and for good: once this reactor is gone,
+    /// those handles answer [`Error::ReactorGone`](crate::Error::ReactorGone).
     ///
     /// # Errors
     ///
@@ -295,6 +296,9 @@ impl AsFd for Reactor {
     /// cannot be waited for in this way: it then costs what epoll costs. The first call makes a system
     /// call or two for each registration that there is. If some of these share a descriptor, or are for
     /// priority events, it leaves the reactor's readable until that turn.
+    ///
+    /// In a child of a fork, take a turn before asking: until then, the descriptor is the parent's, and
+    /// whoever waits for it does not hear of what comes here.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.driver
             .as_ref()

@@ -76,7 +76,8 @@ use std::task::{Context, Poll};
 /// # Threads
 ///
 /// All methods that take `&self` may be called from any thread at any time, and none of them waits for
-/// another thread or spins. Two tasks that poll one direction take it from each other; the one that is
+/// another thread or spins, but for the first [`register`](Registration::register) of a process that needs the
+/// fallback, which starts a thread. Two tasks that poll one direction take it from each other; the one that is
 /// replaced is woken rather than forgotten.
 ///
 /// Ending a registration has a brake. Threads that register and deregister faster than the reactor's can
@@ -98,8 +99,8 @@ impl Registration {
         }
     }
 
-    /// Registers with the default reactor: the thread's ([`set_default`](crate::set_default)), or
-    /// else the process's fallback. The interest is `READABLE | WRITABLE`.
+    /// Registers with the default reactor: the thread's (inside [`block_on`](crate::Reactor::block_on), or by
+    /// [`set_default`](crate::set_default)), or else the process's fallback. The interest is `READABLE | WRITABLE`.
     ///
     /// See [`register_interest`](Registration::register_interest).
     ///
@@ -132,7 +133,9 @@ impl Registration {
     /// not be if the interest is `READABLE` and there is nothing to read: to wake a thread costs the
     /// caller more than all else. The kernel's verdict on it comes with the readiness
     /// calls: `PermissionDenied` for a file that cannot be polled (a regular file, a directory,
-    /// `/dev/null`), `EBADF` for a closed descriptor. Polling a direction that is not in the
+    /// `/dev/null`), `EBADF` for a closed descriptor, `ENOMEM` where the kernel has no memory for it in
+    /// several turns, and under epoll also `ENOSPC` (`/proc/sys/fs/epoll/max_user_watches`), and `EMFILE` or
+    /// `ENFILE` for a second registration of a descriptor, which takes a duplicate. Polling a direction that is not in the
     /// interest adds it.
     ///
     /// # Errors
@@ -193,7 +196,7 @@ impl Registration {
     /// for it; of thousands that end at once, in the next few turns. Until then the peer of a closed
     /// descriptor does not see the end.
     ///
-    /// `Ok` without effect if nothing was ever registered, or if it was deregistered before.
+    /// `Ok` without effect if nothing was ever registered, or if this descriptor was deregistered before.
     ///
     /// # Errors
     ///

@@ -78,6 +78,13 @@ impl Shared {
         }
     }
 
+    /// After the end of a registration: gives a drain that has fallen behind a chance.
+    pub(crate) fn hold_up(&self) {
+        if self.intake.is_behind() && self.check().is_ok() {
+            self.intake.pause();
+        }
+    }
+
     /// Makes the current or the next turn return.
     pub(crate) fn wake(&self) {
         if self.doorbell.wake() {
@@ -102,6 +109,12 @@ impl Shared {
     }
 
     pub(crate) fn metrics(&self) -> Metrics {
-        self.counters.snapshot(self.registered())
+        // With the reactor they have all ended, and nobody counts down.
+        let living = if self.intake.is_closed() {
+            0
+        } else {
+            self.registered()
+        };
+        self.counters.snapshot(living)
     }
 }

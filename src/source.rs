@@ -171,7 +171,7 @@ impl Source {
                 contain(|| drop(waker));
             }
         }
-        self.free_waiters();
+        contain(|| self.free_waiters());
     }
 
     /// Makes a source that was [reset](Source::reset) a new one. All of it is written here, as it comes

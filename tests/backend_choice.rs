@@ -240,6 +240,14 @@ fn a_filter_that_forbids_register_alone_is_found_at_once() {
 }
 
 #[test]
+fn a_filter_that_answers_with_a_number_of_its_own_is_named() {
+    in_child(&[AUTO], || {
+        deny(&[libc::SYS_io_uring_setup], libc::ENOMSG);
+        assert_falls_back(&["seccomp"]);
+    });
+}
+
+#[test]
 fn a_lack_of_locked_memory_is_named() {
     in_child(&[AUTO], || {
         limit_locked_memory(0);
@@ -420,6 +428,61 @@ both_backends_in_child! {
         assert!(reactor.is_idle());
     }
 
+    fn at_the_limit_of_descriptors_what_a_closed_one_left_behind_does_no_harm(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let event = event_fd();
+        let other = event.try_clone().unwrap();
+        let registration = register_interest(&event, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        // In the documented order. But the file lives on, and an entry of epoll's with it.
+        drop(registration);
+        drop(event);
+        settle(&mut reactor);
+        let pair = unix_pair();
+        let kept = register(&pair.0, &reactor);
+        settle(&mut reactor);
+        let taken = exhaust_descriptors();
+        for _ in 0..1000 {
+            signal(&other);
+            reactor.turn(Some(Duration::ZERO)).unwrap();
+        }
+        put(&pair.1, b"x");
+        read_ready(&mut reactor, &kept, Ready::READABLE);
+        // With descriptors to be had, it comes to an end.
+        drop(taken);
+        let before = reactor.metrics().spurious;
+        for _ in 0..1000 {
+            signal(&other);
+            reactor.turn(Some(Duration::ZERO)).unwrap();
+        }
+        let spurious = reactor.metrics().spurious - before;
+        assert!(spurious < 500, "{spurious} of 1000 were seen");
+        put(&pair.1, b"x");
+        read_ready(&mut reactor, &kept, Ready::READABLE);
+    }
+
+    fn a_move_that_fails_leaves_what_can_be_asked_and_tried_again(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let event = event_fd();
+        let registration = register_interest(&event, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        let limit = getrlimit(Resource::Nofile);
+        let set_limit = |current| setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // Not even for a ring in the place of the old one.
+                set_limit(Some(3));
+                let turn = reactor.turn(Some(Duration::ZERO));
+                assert_eq!(turn.is_err(), backend == Backend::Uring, "{turn:?}");
+                assert!(is_readable(&reactor, Duration::ZERO) || turn.is_ok());
+                set_limit(limit.current);
+                signal(&event);
+                assert!(is_readable(&reactor, BOUND));
+                read_ready(&mut reactor, &registration, Ready::READABLE);
+            });
+        });
+    }
+
     fn at_the_limit_of_descriptors_there_is_no_new_reactor(backend: Backend) {
         drop(reactor(backend));
         let taken = exhaust_descriptors();
@@ -446,6 +509,8 @@ both_backends_in_child! {
                     libc::SYS_io_uring_setup,
                     libc::SYS_io_uring_enter,
                     libc::SYS_io_uring_register,
+                    libc::SYS_epoll_create1,
+                    libc::SYS_dup3,
                 ],
                 libc::EPERM,
             ),

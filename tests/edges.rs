@@ -365,6 +365,23 @@ both_backends! {
         read_ready(&mut reactor, &registration, Ready::READABLE);
     }
 
+    fn widening_the_interest_takes_one_turn_though_an_event_is_on_its_way(backend: Backend) {
+        let mut reactor = reactor(backend);
+        let (ours, theirs) = unix_pair();
+        let registration = register_interest(&ours, Interest::READABLE, &reactor);
+        settle(&mut reactor);
+        // The kernel refuses to remove a poll that is about to report.
+        put(&theirs, b"x");
+        let (count, waker) = counting_waker();
+        assert!(poll_write(&registration, &waker).is_pending());
+        reactor.turn(Some(Duration::ZERO)).unwrap();
+        assert_eq!(count.get(), 1);
+        assert_eq!(
+            registration.take_write_ready().unwrap(),
+            Some(Ready::WRITABLE)
+        );
+    }
+
     fn widening_the_interest_reaches_a_sleeping_reactor(backend: Backend) {
         let turning = Turning::start(reactor(backend));
         let (ours, _theirs) = unix_pair();

@@ -8,9 +8,11 @@ mod common;
 use common::descriptors::*;
 use common::*;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use uring_reactor::{
@@ -426,6 +428,78 @@ both_backends_in_child! {
         assert!(!at_end(&theirs));
         signal(&event);
         wait_until(|| registration.take_read_ready().unwrap().is_some());
+    }
+
+    fn what_a_child_inherits_of_a_background_reactor_is_gone_before_the_reactor_has_seen_it(backend: Backend) {
+        let background = reactor(backend).background().unwrap();
+        let handle = background.handle();
+        // Its thread is held up in a waker.
+        let (event, held) = (event_fd(), event_fd());
+        let register = |io: &OwnedFd| {
+            let registration = Registration::new();
+            let registered = registration.register_interest(io, Interest::READABLE, &handle);
+            assert!(registered.unwrap());
+            registration
+        };
+        let holding = register(&event);
+        let stage = Arc::new(AtomicUsize::new(0));
+        let its_stage = Arc::clone(&stage);
+        let waker = waker_fn(move || {
+            its_stage.store(1, Ordering::SeqCst);
+            wait_until(|| its_stage.load(Ordering::SeqCst) == 2);
+        });
+        assert!(poll_read(&holding, &waker).is_pending());
+        signal(&event);
+        wait_until(|| stage.load(Ordering::SeqCst) == 1);
+        let registration = register(&held);
+        let child = Child::run(|| {
+            let (_, waker) = counting_waker();
+            let _ = poll_read(&registration, &waker);
+            let Poll::Ready(Err(error)) = poll_read(&registration, &waker) else {
+                panic!("there is no thread that would bring an event");
+            };
+            assert!(
+                matches!(reason(&error), Some(Error::ReactorGone)),
+                "{error:?}"
+            );
+        });
+        child.join();
+        stage.store(2, Ordering::SeqCst);
+        signal(&held);
+        wait_until(|| registration.take_read_ready().unwrap().is_some());
+    }
+
+    fn a_child_may_ask_for_the_descriptor(backend: Backend) {
+        for served in [false, true] {
+            let (ours, theirs) = unix_pair();
+            let mut reactor = reactor(backend);
+            let registration = register_interest(&ours, Interest::READABLE, &reactor);
+            if served {
+                settle(&mut reactor);
+            }
+            let mut inherited = Some((reactor, registration));
+            let child = Child::run(|| {
+                let (mut reactor, registration) = inherited.take().unwrap();
+                reactor.as_fd();
+                settle(&mut reactor);
+                assert!(!is_readable(&reactor, Duration::ZERO));
+                put(&theirs, b"x");
+                assert!(is_readable(&reactor, BOUND));
+                read_ready(&mut reactor, &registration, Ready::READABLE);
+                get(&ours, b"x");
+            });
+            child.join();
+            let (mut reactor, registration) = inherited.unwrap();
+            put(&theirs, b"x");
+            read_ready(&mut reactor, &registration, Ready::READABLE);
+            get(&ours, b"x");
+            // It is as it was: nobody has asked for its descriptor yet.
+            settle(&mut reactor);
+            assert!(!is_readable(&reactor, Duration::ZERO));
+            put(&theirs, b"x");
+            assert!(is_readable(&reactor, BOUND));
+            read_ready(&mut reactor, &registration, Ready::READABLE);
+        }
     }
 
     fn a_child_that_lives_does_not_delay_what_comes_after_a_move(backend: Backend) {

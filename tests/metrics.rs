@@ -67,6 +67,9 @@ both_backends! {
             handle.metrics().turns >= before.turns,
             "they can be read to the end"
         );
+        assert_eq!(handle.metrics().registered, 0, "it has ended with its reactor");
+        drop(registration);
+        assert_eq!(handle.metrics().registered, 0);
     }
 
     fn turns_are_counted(backend: Backend) {

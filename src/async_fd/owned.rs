@@ -13,6 +13,7 @@ use std::mem::{self, ManuallyDrop};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::process::{ChildStderr, ChildStdin, ChildStdout};
 
 /// The id of a type that need not be `'static`: that of the type with every lifetime replaced by
 /// `'static`.
@@ -82,7 +83,7 @@ macro_rules! owned_types {
 
 owned_types! {
     TcpStream, TcpListener, UdpSocket, UnixStream, UnixListener, UnixDatagram, OwnedFd, File,
-    PipeReader, PipeWriter,
+    PipeReader, PipeWriter, ChildStdin, ChildStdout, ChildStderr,
 }
 
 #[cfg(test)]

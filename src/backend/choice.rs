@@ -93,7 +93,7 @@ fn round_trip() -> io::Result<()> {
     }
 }
 
-/// Says what refused a ring. What is not a refusal, such as a lack of descriptors, stays as it is.
+/// Says what refused a ring. A lack of descriptors, or a signal, is no refusal and stays as it is.
 pub(super) fn explain(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) if is_disabled() => Error::Disabled(error).into(),
@@ -104,7 +104,9 @@ pub(super) fn explain(error: io::Error) -> io::Error {
         // `EINVAL`: a kernel that does not know one of the flags.
         Some(libc::ENOSYS | libc::EINVAL) => Error::KernelTooOld(error).into(),
         Some(libc::ENOMEM) => Error::LockedMemory(error).into(),
-        _ => error,
+        Some(libc::EMFILE | libc::ENFILE | libc::EINTR | libc::EAGAIN) | None => error,
+        // A filter may answer with any number, and a sandbox fail in its own way.
+        Some(_) => Error::Filtered(error).into(),
     }
 }
 
@@ -144,7 +146,14 @@ mod tests {
 
     #[test]
     fn a_refusal_names_io_uring_and_a_remedy() {
-        for errno in [libc::EPERM, libc::ENOSYS, libc::EINVAL, libc::ENOMEM] {
+        for errno in [
+            libc::EPERM,
+            libc::ENOSYS,
+            libc::EINVAL,
+            libc::ENOMEM,
+            libc::ENOENT,
+            libc::ETIME,
+        ] {
             let error = reason(errno);
             assert!(is_refusal(&error), "{error:?}");
             assert!(matches!(

@@ -16,9 +16,9 @@
 //! deregistration. If its file lives on by another descriptor, so does the entry, and nobody can remove
 //! it. It is taken over by the next poll of that number and file, if there is one. Otherwise it goes on
 //! to report what nobody asked for; when that has happened often enough to pay for it, the instance is
-//! replaced.
+//! replaced, if there can be another.
 
-use crate::backend::bell;
+use crate::backend::bell::{self, Bell};
 use crate::backend::{Completion, Kernel, Place, Standing, Tag, Tier, Token, events, process};
 use crate::shared::Shared;
 use crate::sync::{Arc, Ordering};
@@ -261,33 +261,39 @@ pub(crate) struct Epoll {
     made: Vec<Completion>,
     /// Events of entries that cannot be removed.
     strays: usize,
+    /// Takes the place of `entries`, which has too many of those.
+    successor: Option<Entries>,
     process: u32,
     shared: Arc<Shared>,
 }
 
 impl Epoll {
     pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Epoll> {
-        let epoll = Epoll {
-            entries: Entries::new()?,
+        Ok(Epoll {
+            entries: new_entries(&shared.bell)?,
             made: Vec::new(),
             strays: 0,
+            successor: None,
             process: process::generation(),
             shared,
-        };
-        epoll.watch_own()?;
-        Ok(epoll)
-    }
-
-    /// Watches what is the reactor's own.
-    fn watch_own(&self) -> io::Result<()> {
-        let bell = &self.shared.bell;
-        self.entries.watch(DOORBELL, bell.fd())?;
-        Ok(self.entries.watch(SCOUT, bell.scout.fd())?)
+        })
     }
 
     fn finish(&mut self, token: Token, error: Errno) {
         self.made.push(Completion::end(token, error.raw_os_error()));
     }
+}
+
+/// Those of an instance that watches what is the reactor's own.
+fn new_entries(bell: &Bell) -> io::Result<Entries> {
+    let entries = Entries::new()?;
+    watch_own(&entries, bell)?;
+    Ok(entries)
+}
+
+fn watch_own(entries: &Entries, bell: &Bell) -> io::Result<()> {
+    entries.watch(DOORBELL, bell.fd())?;
+    Ok(entries.watch(SCOUT, bell.scout.fd())?)
 }
 
 impl Kernel for Epoll {
@@ -346,6 +352,16 @@ impl Kernel for Epoll {
 
     fn stray(&mut self) {
         self.strays += 1;
+        if self.strays > STRAYS
+            && self.strays > self.shared.registered()
+            && self.successor.is_none()
+        {
+            // It costs time if there can be none, but no event: as many strays later this tries again.
+            self.strays = 0;
+            self.successor = new_entries(&self.shared.bell)
+                .inspect_err(|error| tracing::debug!(%error, "no other instance can be had"))
+                .ok();
+        }
     }
 
     fn own(&mut self, _: Completion, _: &mut Vec<Completion>) {
@@ -356,7 +372,9 @@ impl Kernel for Epoll {
         let scout = &self.shared.bell.scout;
         // A child process may keep the old one, which then does not go with its number.
         self.entries.ignore(scout.fd());
-        scout.renew(|| self.watch_own());
+        scout.renew(|| watch_own(&self.entries, &self.shared.bell));
+        // Its number is another's now.
+        self.successor = None;
     }
 
     fn is_pollable(&mut self, fd: BorrowedFd<'_>) -> bool {
@@ -366,11 +384,8 @@ impl Kernel for Epoll {
     fn standing(&self) -> Standing {
         if self.process != process::generation() {
             Standing::Inherited
-        } else if self.strays > STRAYS
-            && self.strays > self.shared.registered()
-            // Who waits for an instance would not hear of another under its number.
-            && !self.shared.nested.load(Ordering::Relaxed)
-        {
+        } else if self.successor.is_some() && !self.shared.nested.load(Ordering::Relaxed) {
+            // (Who waits for an instance would not hear of another.)
             Standing::Lost
         } else {
             Standing::Ready
@@ -386,15 +401,19 @@ impl Kernel for Epoll {
     }
 
     fn rebuild(&mut self) -> io::Result<()> {
+        let successor = self.successor.take();
         if self.standing() == Standing::Inherited {
             self.shared.bell.replace()?;
+            self.entries.replace()?;
+            watch_own(&self.entries, &self.shared.bell)?;
+        } else if let Some(successor) = successor {
+            self.entries = successor;
         }
-        self.entries.replace()?;
         self.made.clear();
         self.strays = 0;
         self.process = process::generation();
         self.shared.counters.rebuilds.add(1);
-        self.watch_own()
+        Ok(())
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

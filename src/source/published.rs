@@ -148,11 +148,11 @@ impl Published<'_> {
         let missing = intent.missing(direction);
         if missing != Intent(0) || !intent.contains(Intent::ANNOUNCED) {
             self.request(missing);
+        } else if self.shared.bell.is_orphaned() {
+            self.orphan();
         } else if intent == Intent::UNHEARD {
             // Whoever means to leave it to the scout may not have come to that.
             self.shared.nudge();
-        } else if self.shared.bell.is_orphaned() {
-            self.orphan();
         }
     }
 
@@ -225,7 +225,7 @@ impl Published<'_> {
         // nobody is to be told any more.
         self.end(End::Deregistered);
         self.request(bits);
-        self.shared.intake.hold_up();
+        self.shared.hold_up();
     }
 
     /// Adds to the intent and makes the driver look, unless it is about to look anyway.

@@ -6,8 +6,8 @@
 //! the ring is gone.
 //!
 //! The files go one after the other then, the youngest of a batch first (`delayed_fput`), so a sentinel
-//! may go before the rest. When that of a *follower*, a ring which ended later, has come through the same
-//! queue, the batch is done.
+//! may go before the rest. When that of a *follower*, a ring which ended after all of them had gone, has come
+//! through the same queue, the batch is done.
 
 use super::instance::{Instance, poll_add};
 use super::{ENDING, Ring};
@@ -61,7 +61,8 @@ impl EndingRings {
         let before = self.rings.len();
         self.rings.retain(lingers);
         self.followers.retain(lingers);
-        if self.rings.len() < before
+        if before > 0
+            && self.rings.is_empty()
             && let Some(sentinel) = follower()
         {
             instance.push(watch(&sentinel));

@@ -306,9 +306,9 @@ impl Instance {
                 drop(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }
-        // SAFETY: a child ends in its drop. Of the main ring `standing` says `Lost` from here on, after
-        // which only `salvage`, which looks at `ended`, and `rebuild`, which replaces this, come to the
-        // instance.
+        // SAFETY: a child ends in its drop. Of the main ring `standing` says `Lost` from here on, or
+        // `Inherited`, and then only `salvage` and `unpin`, which look at `ended`, and `rebuild`, which
+        // replaces this, come to the instance.
         unsafe { self.ring.end() };
     }
 }
