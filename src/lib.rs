@@ -72,8 +72,9 @@
 //! # Events
 //!
 //! Through `tracing`: registration, its end and recovery at DEBUG, each readiness event at TRACE; the
-//! fallback to epoll, and a ring that will not end, at WARN; a panicking waker, and a background reactor
-//! that cannot take its turn, at ERROR.
+//! fallback to epoll, a ring that will not end, and a lack of what lets registrations from other threads be cheap,
+//! at WARN; a panicking waker, a background reactor that cannot take its turn, and a descriptor that does not
+//! show wakes, at ERROR.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("uring-reactor runs on Linux only: io_uring exists nowhere else");

@@ -218,7 +218,7 @@ impl Interest {
     pub const READABLE: Interest = Interest(Ready::READABLE.0);
     /// Writable events.
     pub const WRITABLE: Interest = Interest(Ready::WRITABLE.0);
-    /// Priority events. It costs a poll of its own in the kernel.
+    /// Priority events. On a ring it costs a poll of its own in the kernel.
     pub const PRIORITY: Interest = Interest(Ready::PRIORITY.0);
 
     pub(crate) const fn bits(self) -> u8 {
