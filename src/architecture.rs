@@ -37,8 +37,8 @@
 //!
 //! **Edges are words.** Dispatch sets bits in the source's *edge word* and, in the same atomic step,
 //! claims the wakers that wait for them. A poll takes the bits in one step, or leaves its waker in
-//! two. No lock, no allocation, from the completion to the task. (More
-//! than one task a direction wait in a list, which has a lock.)
+//! two. No lock, no allocation, from the completion to the task. (More than one task a direction wait in
+//! a list, which has a lock.)
 //!
 //! **The ring is disposable.** Arming a poll reports what is ready now. So dropping a ring and arming
 //! every slot on a new one loses no edge, and that one path serves a reactor that moved to another
