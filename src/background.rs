@@ -247,7 +247,7 @@ impl Drop for Control {
 }
 
 /// The thread.
-fn run(mut reactor: Reactor, control: &Control) {
+fn run(reactor: Reactor, control: &Control) {
     // Also if something unwinds: nobody shall wait for ever.
     struct Finish<'a>(&'a Control);
     impl Drop for Finish<'_> {
@@ -256,6 +256,8 @@ fn run(mut reactor: Reactor, control: &Control) {
         }
     }
     let _finish = Finish(control);
+    // Ends before that.
+    let mut reactor = reactor;
     let _ = control.thread.set(thread::current().id());
     let driver = reactor.driver_mut();
     driver.pin();
@@ -265,7 +267,6 @@ fn run(mut reactor: Reactor, control: &Control) {
             thread::sleep(REST);
         }
     }
-    drop(reactor);
 }
 
 fn is_over(control: &Control, driver: &Driver) -> bool {

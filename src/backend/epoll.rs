@@ -355,6 +355,7 @@ impl Kernel for Epoll {
         if self.strays > STRAYS
             && self.strays > self.shared.registered()
             && self.successor.is_none()
+            && !self.shared.nested.load(Ordering::Relaxed)
         {
             // It costs time if there can be none, but no event: as many strays later this tries again.
             self.strays = 0;
@@ -385,7 +386,7 @@ impl Kernel for Epoll {
         if self.process != process::generation() {
             Standing::Inherited
         } else if self.successor.is_some() && !self.shared.nested.load(Ordering::Relaxed) {
-            // (Who waits for an instance would not hear of another.)
+            // Who waits for an instance would not hear of another.
             Standing::Lost
         } else {
             Standing::Ready

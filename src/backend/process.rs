@@ -92,15 +92,13 @@ pub(crate) fn thread() -> u64 {
     thread_local! {
         static THREAD: Cell<u64> = const { Cell::new(0) };
     }
-    // A thread that is ending may have lost its storage: then it gets a number for one use.
-    THREAD
-        .try_with(|thread| {
-            if thread.get() == 0 {
-                thread.set(NEXT.fetch_add(1, Ordering::Relaxed));
-            }
-            thread.get()
-        })
-        .unwrap_or_else(|_| NEXT.fetch_add(1, Ordering::Relaxed))
+    // Also while the thread ends: what has no destructor is there to the last.
+    THREAD.with(|thread| {
+        if thread.get() == 0 {
+            thread.set(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        thread.get()
+    })
 }
 
 #[cfg(test)]

@@ -76,6 +76,17 @@ fn is_shortage(error: &io::Error) -> bool {
     )
 }
 
+/// Waits for wake-ups of these files that are under way. They come to the youngest waiter first, which may
+/// be one that `expose` has made, and to the ring later; but under the lock of a file's wait queue, which
+/// another waiter has to take.
+fn await_wake_ups(polls: &[(RawFd, u16)]) -> io::Result<()> {
+    let others = Entries::new()?;
+    for &(fd, events) in polls {
+        others.show(SHOWN, fd, events)?;
+    }
+    Ok(())
+}
+
 pub(crate) struct Uring {
     /// With the main ring.
     instance: Instance,
@@ -416,12 +427,13 @@ impl Kernel for Uring {
             }
             shown.push(fd);
         }
-        // What is ready by now has been reported, or is in the ring.
+        // What is ready by now has been reported, or is in the ring, or about to be.
         let mut known = Vec::new();
         for _ in 0..=polls.len() / epoll::BATCH {
             self.far.wait(NOW, &mut known)?;
         }
-        Ok(true)
+        let any = known.iter().any(|completion| completion.token == SHOWN);
+        Ok(!any || await_wake_ups(polls).is_ok())
     }
 
     fn nest(&mut self) -> io::Result<Tier> {
