@@ -4,13 +4,11 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -332,26 +330,6 @@ fn falling_back_is_said_once() {
     });
 }
 
-/// Takes every descriptor that there is, until the result is dropped.
-fn exhaust_descriptors() -> Vec<OwnedFd> {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: Some(128),
-            ..limit
-        },
-    )
-    .unwrap();
-    let spare = event_fd();
-    let mut taken = Vec::new();
-    while let Ok(descriptor) = spare.try_clone() {
-        taken.push(descriptor);
-    }
-    taken.push(spare);
-    taken
-}
-
 both_backends_in_child! {
     fn at_the_limit_of_descriptors_registering_goes_on(backend: Backend) {
         let mut reactor = reactor(backend);
@@ -466,16 +444,14 @@ both_backends_in_child! {
         let event = event_fd();
         let registration = register_interest(&event, Interest::READABLE, &reactor);
         settle(&mut reactor);
-        let limit = getrlimit(Resource::Nofile);
-        let set_limit = |current| setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
                 // Not even for a ring in the place of the old one.
-                set_limit(Some(3));
+                let before = limit_descriptors(Some(3));
                 let turn = reactor.turn(Some(Duration::ZERO));
                 assert_eq!(turn.is_err(), backend == Backend::Uring, "{turn:?}");
                 assert!(is_readable(&reactor, Duration::ZERO) || turn.is_ok());
-                set_limit(limit.current);
+                limit_descriptors(before);
                 signal(&event);
                 assert!(is_readable(&reactor, BOUND));
                 read_ready(&mut reactor, &registration, Ready::READABLE);

@@ -4,11 +4,8 @@ mod common;
 
 use common::descriptors::*;
 use common::*;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
 use std::future::poll_fn;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Barrier;
 use std::thread;
 use uring_reactor::{Error, Handle, Reactor, Ready, Registration, with_default};
@@ -34,24 +31,6 @@ fn open_files() -> Vec<String> {
         .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
         .map(|target| target.to_string_lossy().into_owned())
         .collect()
-}
-
-/// Takes every descriptor that there is, until the result is dropped.
-fn exhaust_descriptors() -> Vec<OwnedFd> {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: Some(64),
-            ..limit
-        },
-    )
-    .unwrap();
-    let mut taken = Vec::new();
-    while let Ok(descriptor) = io::stdin().as_fd().try_clone_to_owned() {
-        taken.push(descriptor);
-    }
-    taken
 }
 
 #[test]
@@ -239,7 +218,6 @@ fn what_could_not_start_is_tried_again() {
     in_child(&[], || {
         let (ours, theirs) = unix_pair();
         let registration = Registration::new();
-        let limit = getrlimit(Resource::Nofile);
         let taken = exhaust_descriptors();
         for _ in 0..3 {
             let error = registration.register(&ours).unwrap_err();
@@ -248,7 +226,6 @@ fn what_could_not_start_is_tried_again() {
             assert!(matches!(reason(&error), Some(Error::NotRegistered)));
         }
         drop(taken);
-        setrlimit(Resource::Nofile, limit).unwrap();
         assert!(registration.register(&ours).unwrap());
         put(&theirs, b"x");
         let ready = futures_lite::future::block_on(poll_fn(|cx| registration.poll_read_ready(cx)));

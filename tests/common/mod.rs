@@ -13,7 +13,7 @@ use std::env;
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic;
 use std::pin::pin;
 use std::process::{Child, Command, Output, Stdio};
@@ -550,6 +550,27 @@ pub(crate) fn descriptors_to_spare(wanted: usize) -> usize {
         .unwrap_or(usize::MAX)
         .saturating_sub(reserve)
         .min(wanted)
+}
+
+/// Sets how many descriptors there can be, and returns how many it was. For processes of their own.
+pub(crate) fn limit_descriptors(count: Option<u64>) -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let current = count;
+    setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
+    limit.current
+}
+
+/// Takes every descriptor that there is, until the result is dropped. For processes of their own.
+pub(crate) fn exhaust_descriptors() -> Vec<OwnedFd> {
+    limit_descriptors(Some(128));
+    let spare = descriptors::event_fd();
+    let mut taken = Vec::new();
+    while let Ok(descriptor) = spare.try_clone() {
+        taken.push(descriptor);
+    }
+    taken.push(spare);
+    taken
 }
 
 /// Limits the locked memory, also of a privileged user. For processes of their own; one at a time,
