@@ -400,12 +400,13 @@ both_backends_in_child! {
         let background = reactor(backend).background().unwrap();
         let handle = background.handle();
         let (ours, theirs) = unix_pair();
-        let io = AsyncFd::with_handle(ours, &handle).unwrap();
         let event = event_fd();
         let mut registration = Registration::new();
         registration
             .register_interest(&event, Interest::READABLE, &handle)
             .unwrap();
+        // The first one alone might be left to the scout. For this one, the thread is woken.
+        let io = AsyncFd::with_handle(ours, &handle).unwrap();
         wait_until(|| handle.metrics().entries >= 2);
         let mut io = Some(io);
         let child = Child::run(|| {
