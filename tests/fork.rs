@@ -13,7 +13,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 use uring_reactor::{
     AsyncFd, Backend, Error, Handle, Interest, LocalReactor, Reactor, Ready, Registration,
@@ -53,6 +53,18 @@ impl Child {
             "the child: {status:#x}"
         );
     }
+}
+
+/// There is no thread that would bring an event, and the registration says so.
+#[track_caller]
+fn assert_gone(registration: &Registration, waker: &Waker) {
+    let Poll::Ready(Err(error)) = poll_read(registration, waker) else {
+        panic!("it waits for one that is gone");
+    };
+    assert!(
+        matches!(reason(&error), Some(Error::ReactorGone)),
+        "{error:?}"
+    );
 }
 
 /// A reactor that has served something, and what it serves.
@@ -414,13 +426,7 @@ both_backends_in_child! {
             if poll_read(&registration, &waker).is_pending() {
                 assert_eq!(count.get(), 1);
             }
-            let Poll::Ready(Err(error)) = poll_read(&registration, &waker) else {
-                panic!("there is no thread that would bring an event");
-            };
-            assert!(
-                matches!(reason(&error), Some(Error::ReactorGone)),
-                "{error:?}"
-            );
+            assert_gone(&registration, &waker);
             let mut closing = Box::pin(io.take().unwrap().close());
             wait_until(|| poll_once(closing.as_mut()).is_ready());
             registration.deregister(&event).unwrap();
@@ -456,13 +462,7 @@ both_backends_in_child! {
         let child = Child::run(|| {
             let (_, waker) = counting_waker();
             let _ = poll_read(&registration, &waker);
-            let Poll::Ready(Err(error)) = poll_read(&registration, &waker) else {
-                panic!("there is no thread that would bring an event");
-            };
-            assert!(
-                matches!(reason(&error), Some(Error::ReactorGone)),
-                "{error:?}"
-            );
+            assert_gone(&registration, &waker);
         });
         child.join();
         stage.store(2, Ordering::SeqCst);
