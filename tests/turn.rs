@@ -85,7 +85,8 @@ both_backends! {
 
     fn a_timeout_is_not_rounded_up_to_the_next_millisecond(backend: Backend) {
         let mut reactor = reactor(backend);
-        let _registration = register_interest(&event_fd(), Interest::READABLE, &reactor);
+        let event = event_fd();
+        let _registration = register_interest(&event, Interest::READABLE, &reactor);
         settle(&mut reactor);
         let timeout = Duration::from_micros(50);
         let mut shortest = Duration::MAX;
